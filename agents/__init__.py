@@ -1,0 +1,1 @@
+"""How an image is drawn and how drawing is learnt: flow policies, samplers and algorithms."""

@@ -1,0 +1,1 @@
+"""Online reinforcement-learning algorithms, one paper to a file."""

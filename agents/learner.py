@@ -1,0 +1,106 @@
+"""The learner: optimiser steps on rollouts, whatever the algorithm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from agents.algorithms.base import Algorithm, Learning
+from agents.policies.base import FlowPolicy
+from agents.policies.weights import PolicyWeights
+from agents.samplers import derive_seed
+from agents.types import Chunk, Rollout, minibatches
+
+
+@dataclass(frozen=True)
+class LearnerSettings:
+    """How rollouts are turned into optimiser steps.
+
+    Attributes:
+        num_minibatches: optimiser steps an epoch.
+        num_epochs: passes over the rollout; from the second step on the policy is no longer the one that drew.
+        max_grad_norm: gradients are clipped to it.
+        ema_decay: of the averaged weights that are evaluated and saved; 0 keeps none.
+    """
+
+    num_minibatches: int = 2
+    num_epochs: int = 1
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        if min(self.num_minibatches, self.num_epochs) < 1 or self.max_grad_norm <= 0 or not 0 <= self.ema_decay < 1:
+            raise ValueError(
+                "LearnerSettings: expected num_minibatches, num_epochs >= 1, max_grad_norm > 0 and 0 <= ema_decay < 1; "
+                f"got {self}"
+            )
+
+
+def no_reduction(gradients: list[Tensor]) -> None:
+    """Gradients of a single process are complete."""
+
+
+@dataclass
+class Learner:
+    """Owns the optimiser steps. ``num_updates`` counts them over the run.
+
+    Attributes:
+        policy: with its current weights in use.
+        weights: its versions.
+        algorithm: what is descended.
+        optimizer: over ``weights.parameters()``.
+        settings: see :class:`LearnerSettings`.
+        reduce: sums gradients over processes, once an optimiser step.
+    """
+
+    policy: FlowPolicy
+    weights: PolicyWeights
+    algorithm: Algorithm
+    optimizer: torch.optim.Optimizer
+    settings: LearnerSettings
+    reduce: Callable[[list[Tensor]], None] = no_reduction
+    num_updates: int = field(default=0, init=False)
+
+    def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """Learn from one iteration's rollouts, advantages included.
+
+        Returns:
+            Metrics, each a mean over what the algorithm reported; ``grad_norm`` before clipping, and
+            ``skipped_updates``, the optimiser steps left out because a gradient was not finite.
+        """
+        metrics: dict[str, list[float]] = {}
+        seed = rollouts[0].seed
+        for epoch in range(self.settings.num_epochs):
+            order = torch.Generator().manual_seed(derive_seed(seed, "minibatches", epoch))
+            for index, chunks in enumerate(minibatches(rollouts, self.settings.num_minibatches, order)):
+                generator = torch.Generator().manual_seed(derive_seed(seed, "learning", epoch, index))
+                self._accumulate(chunks, generator, metrics)
+                self._step(metrics)
+        return {name: sum(values) / len(values) for name, values in metrics.items()}
+
+    def _accumulate(self, chunks: Sequence[Chunk], generator: torch.Generator, metrics: dict[str, list[float]]) -> None:
+        """Add the gradient of the minibatch's mean objective."""
+        num_samples = sum(len(chunk.trajectory) for chunk in chunks)
+        learning = Learning(self.policy, self.weights, generator, metrics)
+        for chunk in chunks:
+            for loss in self.algorithm.losses(learning, chunk):
+                (loss * (len(chunk.trajectory) / num_samples)).backward()  # type: ignore[no-untyped-call]
+
+    def _step(self, metrics: dict[str, list[float]]) -> None:
+        parameters = self.weights.parameters()
+        self.reduce([p.grad for p in parameters if p.grad is not None])
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm))
+        is_finite = math.isfinite(norm)
+        metrics.setdefault("skipped_updates", []).append(float(not is_finite))
+        if is_finite:
+            metrics.setdefault("grad_norm", []).append(norm)
+            self.optimizer.step()
+            self.num_updates += 1
+            self.algorithm.after_update(self.weights, self.num_updates)
+            if self.settings.ema_decay > 0:
+                self.weights.blend("ema", self.settings.ema_decay)
+        self.optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,1 @@
+"""Flow-matching policies, one backbone to a file."""

@@ -1,0 +1,192 @@
+"""Current, old, reference and averaged weights of one policy, without a copy of what does not change.
+
+With LoRA (peft) every version is an adapter on one frozen base, and the reference is the base itself until it is
+reset. With full training every version but the current one is a frozen copy of the transformer. Either way a version
+is used by ``with weights.use("reference"):`` and an algorithm need not know which it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, cast, final
+
+import torch
+from torch import Tensor, nn
+
+from agents.policies.averaging import average_into
+from agents.policies.base import FlowPolicy
+
+Version = Literal["current", "old", "reference", "ema"]
+VERSIONS: tuple[Version, ...] = ("current", "old", "reference", "ema")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters. Flow-GRPO (arXiv:2505.05470) and UniPic 2.0 (arXiv:2509.04548): rank 32, alpha 64.
+
+    Attributes:
+        rank: r.
+        alpha: the update is scaled by alpha / rank.
+        target_modules: names of the adapted linear layers; Flow-GRPO's for SD3.
+    """
+
+    rank: int = 32
+    alpha: int = 64
+    target_modules: tuple[str, ...] = (
+        "attn.to_q",
+        "attn.to_k",
+        "attn.to_v",
+        "attn.to_out.0",
+        "attn.add_q_proj",
+        "attn.add_k_proj",
+        "attn.add_v_proj",
+        "attn.to_add_out",
+    )
+
+
+class PolicyWeights(ABC):
+    """The versions of a policy's weights. ``current`` is the one that learns and is in use by default."""
+
+    @abstractmethod
+    def use(self, version: Version) -> Any:
+        """A context in which the policy acts with ``version``; gradients only for ``current``."""
+
+    @abstractmethod
+    def blend(self, target: Version, decay: float) -> None:
+        """``target <- decay target + (1 - decay) current``; 0 copies."""
+
+    @abstractmethod
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Every version's tensors by ``version.name``, for a checkpoint."""
+
+    @abstractmethod
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Restore :meth:`state`, bit for bit."""
+
+
+@final
+class FullWeights(PolicyWeights):
+    """Every parameter learns; the other versions are frozen copies, made only for ``versions``."""
+
+    def __init__(self, policy: FlowPolicy, versions: Sequence[Version] = ("old", "reference", "ema")) -> None:
+        self._policy = policy
+        self._modules: dict[Version, nn.Module] = {"current": policy.transformer.requires_grad_(True)}
+        for version in versions:
+            self._modules[version] = copy.deepcopy(policy.transformer).requires_grad_(False)
+
+    @contextmanager
+    def use(self, version: Version) -> Iterator[None]:
+        """Put a version's module in the policy's place for the context."""
+        before = self._policy.transformer
+        self._policy.transformer = self._module(version)
+        try:
+            yield
+        finally:
+            self._policy.transformer = before
+
+    def blend(self, target: Version, decay: float) -> None:
+        """See :meth:`PolicyWeights.blend`."""
+        average_into(self._module(target), self._module("current"), decay)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All of the current transformer's."""
+        return list(self._module("current").parameters())
+
+    def state(self) -> dict[str, Tensor]:
+        """See :meth:`PolicyWeights.state`."""
+        return {f"{v}.{name}": t for v, module in self._modules.items() for name, t in module.state_dict().items()}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """See :meth:`PolicyWeights.load_state`."""
+        for version, module in self._modules.items():
+            prefix = f"{version}."
+            part = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+            module.load_state_dict(part)
+
+    def _module(self, version: Version) -> nn.Module:
+        if version not in self._modules:
+            raise ValueError(f"weights: expected one of {sorted(self._modules)}, got {version!r}; keep that version")
+        return self._modules[version]
+
+
+@final
+class LoraWeights(PolicyWeights):
+    """Adapters on a frozen base: ``current`` learns; ``old``, ``ema`` and, once reset, ``reference`` are adapters too.
+
+    Adapters start as the zero update, so that every version begins as the base.
+    """
+
+    def __init__(
+        self,
+        policy: FlowPolicy,
+        settings: LoraSettings,
+        versions: Sequence[Version] = ("old", "reference", "ema"),
+        seed: int = 0,
+    ) -> None:
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            init_lora_weights="gaussian",
+            target_modules=rf".*\.({'|'.join(name.replace('.', '[.]') for name in settings.target_modules)})",
+        )
+        self._policy = policy
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._model = get_peft_model(cast(Any, policy.transformer.requires_grad_(False)), config, "current")
+            for version in versions:
+                self._model.add_adapter(version, config)
+        self._versions: tuple[Version, ...] = ("current", *versions)
+        self._activate("current")
+        for version in versions:
+            self.blend(version, 0.0)
+
+    @contextmanager
+    def use(self, version: Version) -> Iterator[None]:
+        """Make a version's adapter the active one for the context."""
+        self._activate(version)
+        try:
+            yield
+        finally:
+            self._activate("current")
+
+    def blend(self, target: Version, decay: float) -> None:
+        """See :meth:`PolicyWeights.blend`. Differs: factors are blended, not their product, as is usual for LoRA."""
+        with torch.no_grad():
+            for name, tensor in self._tensors(target).items():
+                tensor.lerp_(self._tensors("current")[name], 1 - decay)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The current adapter's."""
+        return [cast(nn.Parameter, tensor) for tensor in self._tensors("current").values()]
+
+    def state(self) -> dict[str, Tensor]:
+        """See :meth:`PolicyWeights.state`."""
+        return {f"{v}.{name}": t.detach() for v in self._versions for name, t in self._tensors(v).items()}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """See :meth:`PolicyWeights.load_state`."""
+        with torch.no_grad():
+            for name, tensor in self.state().items():
+                tensor.copy_(tensors[name])
+
+    def _tensors(self, version: Version) -> dict[str, Tensor]:
+        named = self._model.named_parameters()
+        return {name.replace(f".{version}.", "."): p for name, p in named if f".{version}." in name and "lora_" in name}
+
+    def _activate(self, version: Version) -> None:
+        if version not in self._versions:
+            raise ValueError(f"weights: expected one of {list(self._versions)}, got {version!r}; keep that version")
+        self._model.set_adapter(version)
+        for other in self._versions:
+            for tensor in self._tensors(other).values():
+                tensor.requires_grad_(other == version == "current")

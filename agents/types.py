@@ -1,0 +1,165 @@
+"""What passes between policies, rollouts and algorithms: plain batches of tensors.
+
+B samples, T denoising steps, S stochastic steps, C H W latent, G samples a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class PromptLike(Protocol):
+    """What a policy needs of a prompt; ``rewards.base.Prompt`` is one."""
+
+    @property
+    def text(self) -> str:
+        """A prompt or an instruction."""
+        ...
+
+    @property
+    def source_images(self) -> Sequence[NDArray[Any]]:
+        """Images to edit, uint8 [H, W, 3] each."""
+        ...
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the velocity is conditioned on, encoded once a prompt.
+
+    Attributes:
+        tensors: batch-first tensors by the name that the policy's own file gives them, each [B, ...].
+        negative: the same for the unconditional branch of classifier-free guidance, or None where there is none.
+    """
+
+    tensors: Mapping[str, Tensor]
+    negative: Condition | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Condition:
+        """Apply a function to every tensor."""
+        negative = self.negative.map(function) if self.negative is not None else None
+        return Condition({name: function(tensor) for name, tensor in self.tensors.items()}, negative)
+
+    def select(self, index: Tensor | slice) -> Condition:
+        """Pick samples by an index [N] or a slice."""
+        return self.map(lambda tensor: tensor[index])
+
+    def repeat_interleave(self, repeats: int) -> Condition:
+        """Repeat every prompt ``repeats`` times in a row: one group a prompt."""
+        return self.map(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+
+    def to(self, device: torch.device | str) -> Condition:
+        """Move every tensor to a device."""
+        return self.map(lambda tensor: tensor.to(device))
+
+
+def join_conditions(conditions: Sequence[Condition]) -> Condition:
+    """Concatenate conditions of one kind (the same tensor names) along the batch."""
+    names = list(conditions[0].tensors)
+    tensors = {name: torch.cat([c.tensors[name] for c in conditions]) for name in names}
+    negatives = [c.negative for c in conditions if c.negative is not None]
+    return Condition(tensors, join_conditions(negatives) if len(negatives) == len(conditions) else None)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The denoising chains of one chunk of samples.
+
+    Only what an algorithm can replay is stored: the stochastic steps, and the clean latents.
+
+    Attributes:
+        condition: what the samples were conditioned on, [B].
+        x_0: final latents, [B, C, H, W].
+        sigmas: the whole schedule, [T + 1], falling from 1 to 0.
+        steps: indices of the stochastic steps into ``sigmas``, length S.
+        latents: latents before each stochastic step, [B, S, C, H, W].
+        next_latents: latents after each stochastic step, [B, S, C, H, W].
+        log_probs: log-probability of each stochastic step, a mean over latent dimensions, [B, S].
+    """
+
+    condition: Condition
+    x_0: Tensor
+    sigmas: Tensor
+    steps: tuple[int, ...]
+    latents: Tensor
+    next_latents: Tensor
+    log_probs: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x_0)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One chunk of a rollout as it was drawn, with what learning needs beside the trajectory.
+
+    A chunk is replayed whole, in the batch it was drawn in: a matrix product's last bits depend on the batch's
+    shape, and only so is the importance ratio exactly 1 at the rollout's weights.
+    """
+
+    trajectory: Trajectory
+    advantages: Tensor
+    sample_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """All samples of one iteration, in order, groups whole.
+
+    Attributes:
+        trajectories: one per chunk.
+        rewards: total reward a sample, float32 [N]; NaN where it was not available.
+        components: named components, each [N].
+        group_ids: group of each sample, [N].
+        advantages: [N], zeros until :meth:`with_advantages`.
+        seed: the rollout's seed, for draws made in learning (noise, sigmas).
+        images: decoded images, uint8 [N, H, W, 3], where they were kept.
+        seconds_waited: time that drawing stood still for rewards.
+    """
+
+    trajectories: tuple[Trajectory, ...]
+    rewards: Tensor
+    components: Mapping[str, Tensor]
+    group_ids: Tensor
+    advantages: Tensor
+    seed: int = 0
+    images: NDArray[Any] | None = None
+    seconds_waited: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+    def with_advantages(self, advantages: Tensor) -> Rollout:
+        """The same rollout with advantages [N]."""
+        if advantages.shape != self.rewards.shape:
+            raise ValueError(f"advantages: expected shape {tuple(self.rewards.shape)}, got {tuple(advantages.shape)}")
+        return replace(self, advantages=advantages)
+
+    def chunks(self) -> list[Chunk]:
+        """The chunks in the order in which they were drawn."""
+        chunks, start = [], 0
+        for trajectory in self.trajectories:
+            stop = start + len(trajectory)
+            chunks.append(Chunk(trajectory, self.advantages[start:stop], tuple(range(start, stop))))
+            start = stop
+        return chunks
+
+
+def minibatches(rollouts: Sequence[Rollout], num_minibatches: int, generator: torch.Generator) -> Iterator[list[Chunk]]:
+    """Deal all chunks of an iteration's rollouts at random into ``num_minibatches`` lists, one optimiser step each."""
+    chunks = [chunk for rollout in rollouts for chunk in rollout.chunks()]
+    if num_minibatches > len(chunks):
+        raise ValueError(
+            f"num_minibatches={num_minibatches} exceeds the rollout's {len(chunks)} chunks; lower it or chunk_size"
+        )
+    order = torch.randperm(len(chunks), generator=generator).tolist()
+    for first in range(num_minibatches):
+        yield [chunks[i] for i in order[first::num_minibatches]]

@@ -1,0 +1,1 @@
+"""What is asked? Prompts, source images, episodes and the embedded world."""

@@ -1,0 +1,1 @@
+"""What is good: callables that score images and know no policy and no environment."""
