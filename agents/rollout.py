@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,20 +20,11 @@ from agents.policies.base import FlowPolicy
 from agents.samplers import Sampler, derive_seed, sample_noise
 from agents.types import Condition, Rollout, Trajectory
 
+if TYPE_CHECKING:
+    from gymnasium.vector import VectorEnv
+
 Images = NDArray[np.uint8]
 Step = tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]
-
-
-class ImageVectorEnv(Protocol):
-    """The part of ``gymnasium.vector.VectorEnv`` that is used here."""
-
-    num_envs: int
-
-    def reset(self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
-        """Start episodes on the prompts in ``options["prompts"]``."""
-
-    def step(self, actions: Any) -> Step:
-        """Hand in finished images."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +51,7 @@ class Draw:
 
 
 def collect(
-    policy: FlowPolicy, envs: Sequence[ImageVectorEnv], prompts: Sequence[Any], draw: Draw, sampler: Sampler
+    policy: FlowPolicy, envs: Sequence[VectorEnv[Any, Any, Any]], prompts: Sequence[Any], draw: Draw, sampler: Sampler
 ) -> Rollout:
     """Draw ``group_size`` images a prompt and have the environment score them.
 

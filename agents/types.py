@@ -137,6 +137,12 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.rewards)
 
+    def with_rewards(self, rewards: Tensor) -> Rollout:
+        """The same rollout with other rewards [N]."""
+        if rewards.shape != self.rewards.shape:
+            raise ValueError(f"rewards: expected shape {tuple(self.rewards.shape)}, got {tuple(rewards.shape)}")
+        return replace(self, rewards=rewards)
+
     def with_advantages(self, advantages: Tensor) -> Rollout:
         """The same rollout with advantages [N]."""
         if advantages.shape != self.rewards.shape:

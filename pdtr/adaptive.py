@@ -44,7 +44,8 @@ class Adaptive:
     Attributes:
         inner: the curriculum whose tasks, stages and reward weights are kept.
         signal: what makes a bin worth practising.
-        edges: limits of the bins, rising, within [0, 1]; pools must have prompts in every bin.
+        edges: limits of the bins, rising, within [0, 1]; pools must have prompts in every bin. What lies on a limit
+            counts towards the bin above.
         band: the success rates of ``success_band``.
         rate: how much of a new success rate enters the running mean, in (0, 1].
         exploration: in (0, 1].

@@ -114,7 +114,7 @@ def split_prompts(num_prompts: int, shares: Mapping[str, float]) -> dict[str, in
 
 @dataclass
 class StageCurriculum(ABC):
-    """Goes through stages one after another, the next when ``propose`` finds one over; each subclass says which stages."""
+    """Goes through the stages that a subclass names, one after another; ``propose`` moves on when one is over."""
 
     _stage: int = field(default=0, init=False, repr=False)
     _progress: StageProgress = field(default_factory=StageProgress, init=False, repr=False)

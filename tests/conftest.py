@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,3 +63,18 @@ def source_files() -> list[Path]:
     empty = [package for package, found in files.items() if not found]
     assert not empty, f"no Python files under {empty}: the contracts would hold over nothing"
     return [path.relative_to(ROOT) for found in files.values() for path in found]
+
+
+@pytest.fixture
+def tiny_policy() -> Any:
+    """A random policy of the real classes: 48 px, 16 channels, width 32, two blocks."""
+    import torch
+
+    from agents.policies.scenes import ScenesPolicy, ScenesPolicyConfig
+
+    words = ("a", "red", "blue", "circle", "square", "make", "the", "and", "remove", "two", "squares")
+    policy = ScenesPolicy(ScenesPolicyConfig(words, latent_channels=16, width=32, num_layers=2, num_heads=2), seed=3)
+    # SD3's output layer starts at zero, so that a fresh model ignores its input; a test wants one that does not.
+    for parameter in policy.transformer.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+    return policy

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from agents.policies.base import FlowPolicy
-from agents.policies.weights import PolicyWeights
+from agents.policies.weights import PolicyWeights, Version
 from agents.samplers import Sampler
 from agents.types import Chunk, Rollout
 
@@ -43,6 +43,11 @@ class Algorithm(ABC):
     ``losses`` is a generator: the algorithm owns the paper's sum over steps, the learner calls ``backward`` on each
     term, and so never holds more than one term's graph. The terms of a chunk sum to its objective.
     """
+
+    @property
+    def acting_version(self) -> Version:
+        """The weights that draw rollouts: the current ones by default."""
+        return "current"
 
     @abstractmethod
     def sampler(self) -> Sampler:

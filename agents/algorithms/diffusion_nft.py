@@ -18,7 +18,7 @@ from agents.functional import (
     nft_reward_weight,
     velocity_mse,
 )
-from agents.policies.weights import PolicyWeights
+from agents.policies.weights import PolicyWeights, Version
 from agents.samplers import ODE, Sampler
 from agents.types import Chunk, Rollout
 
@@ -63,6 +63,11 @@ class DiffusionNFT(Algorithm):
             )
         if self.sigma_law not in ("uniform", "logit_normal"):
             raise ValueError(f"sigma_law: expected 'uniform' or 'logit_normal', got {self.sigma_law!r}")
+
+    @property
+    def acting_version(self) -> Version:
+        """The old policy draws: its samples are what the implicit policies contrast."""
+        return "old"
 
     def sampler(self) -> Sampler:
         """Any sampler; the ODE by default."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from envs.scenes.edits import OPERATIONS, SIDES
 from envs.scenes.world import COLORS, RELATIONS, SHAPES, Box, Scene, SceneObject, box_of
+
+Spot = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,16 @@ class Wanted:
         spot: where its box's centre (x, y) should be, or None where ``where`` says it.
         where: a side or a relation; empty where ``spot`` says it.
         anchor: index of the object that a relation refers to.
+        stale: where objects of this kind stood that other operations name. "Remove the red circle and add a red
+            circle" is not fulfilled by the old one.
     """
 
     color: str
     shape: str
-    spot: tuple[float, float] | None = None
+    spot: Spot | None = None
     where: str = ""
     anchor: int | None = None
+    stale: tuple[Spot, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Edit:
     kept: tuple[int, ...]
 
 
-def center(box: Box) -> tuple[float, float]:
+def center(box: Box) -> Spot:
     """Centre (x, y) of a box."""
     return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
@@ -75,7 +80,15 @@ def read_edit(metadata: Mapping[str, Any]) -> Edit:
     for i, goal in enumerate(goals):
         if goal.wanted is not None and goal.wanted.anchor in named:
             raise ValueError(f"ops[{i}].anchor: expected an object that no operation changes, got {goal.wanted.anchor}")
+    goals = tuple(_with_stale(goal, [scene[i] for i in named]) for goal in goals)
     return Edit(scene, goals, tuple(i for i in range(len(scene)) if i not in named))
+
+
+def _with_stale(goal: Goal, named: Sequence[SceneObject]) -> Goal:
+    if goal.wanted is None or goal.gone is not None or goal.wanted.spot is not None:
+        return goal
+    spots = tuple(center(o.box) for o in named if o.kind == (goal.wanted.color, goal.wanted.shape))
+    return replace(goal, wanted=replace(goal.wanted, stale=spots))
 
 
 def _goal(path: str, operation: Mapping[str, Any], scene: Scene) -> Goal:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from envs.scenes.edit_goals import Edit, Wanted, center
+from envs.scenes.edit_goals import Edit, Spot, Wanted, center
 from envs.scenes.edits import is_at
 from envs.scenes.world import CANVAS, RELATIONS, Box, SceneObject, relative_offset
 from rewards.geneval import Detection
@@ -29,8 +29,6 @@ NEAR_RAMP = (8.0, 2.0)
 HALF_MATCH = 0.25
 # The most that a right object earns where it does not stand as asked.
 MISPLACED = 0.4
-
-Spot = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def wanted_credit(detection: Detection | None, wanted: Wanted | None, anchors: M
     """Likeness times place, in [0, 1]: 1 where a sure object stands as asked, less with the distance from there."""
     if detection is None or wanted is None:
         return 0.0
-    likeness = _likeness(detection, wanted.color, wanted.shape)
+    likeness = _likeness(detection, wanted.color, wanted.shape) * (1 - _staleness(detection, wanted))
     if wanted.spot is not None:
         return likeness * near(detection, wanted.spot)
     anchor = None if wanted.anchor is None else anchors[wanted.anchor]
@@ -90,6 +88,8 @@ def wanted_credit(detection: Detection | None, wanted: Wanted | None, anchors: M
 def is_fulfilled(detection: Detection | None, wanted: Wanted | None, anchors: Mapping[int, Box]) -> bool:
     """Whether a wanted object is surely there, where it should be."""
     if detection is None or wanted is None or not _is_exactly(detection, wanted.color, wanted.shape):
+        return False
+    if _staleness(detection, wanted) > 0:
         return False
     if wanted.spot is not None:
         return _distance(detection, wanted.spot) <= STRICT_OFFSET
@@ -129,6 +129,10 @@ def _assign(
             taken[row] = detections[column]
             used.add(int(column))
     return taken, [detection for column, detection in enumerate(detections) if column not in used]
+
+
+def _staleness(detection: Detection, wanted: Wanted) -> float:
+    return max((near(detection, spot) for spot in wanted.stale), default=0.0)
 
 
 def _shortfall(box: Box, where: str, anchor: Box | None) -> float:

@@ -83,6 +83,9 @@ def with_baseline(edit: Edit, picture: Image, detections: Sequence[Detection]) -
         edit: what is asked.
         picture: the source, uint8 [H, W, 3].
         detections: what the detector found in it.
+
+    Raises:
+        ValueError: if the source fulfils an operation already, so that there is nothing to gain.
     """
     ideal = [Detection(o.shape, o.box, o.color, 1.0) for o in edit.scene]
     blank = Source(edit, picture, ())
@@ -90,7 +93,10 @@ def with_baseline(edit: Edit, picture: Image, detections: Sequence[Detection]) -
         [outcome.credit for outcome in _outcomes(blank, read_picture(edit, seen), picture)]
         for seen in (ideal, detections)
     ]
-    return Source(edit, picture, tuple(map(max, *credits)))
+    baseline = tuple(map(max, *credits))
+    if max(baseline) > 1 - _EPSILON:
+        raise ValueError(f"ops[{baseline.index(max(baseline))}]: expected something to do, got what the source fulfils")
+    return Source(edit, picture, baseline)
 
 
 def judge(source: Source, image: Image, detections: Sequence[Detection]) -> Judgement:

@@ -120,7 +120,7 @@ def sample_task(rng: np.random.Generator, split: Split = "train", skill: str | N
     )
     metadata: dict[str, Any] = {"tag": skill, "include": include}
     if skill == "counting":
-        metadata["exclude"] = [{**include[0], "count": include[0]["count"] + 1}]
+        metadata["exclude"] = [{"class": include[0]["class"], "count": include[0]["count"] + 1}]
     metadata["prompt"] = text
     return SceneTask(text, metadata, _difficulty(metadata))
 

@@ -87,36 +87,34 @@ def edit_reward(images: Images, prompts: Sequence[Prompt]) -> Scores:
         Scores, float32 [B]; NaN, with a reason, where the metadata is malformed or the source is missing or unfit.
     """
     values = np.full((4, len(images)), np.nan, np.float32)
-    sources, reasons = _sources(images.shape[1:], prompts)
-    rows = [row for row in range(len(prompts)) if row not in reasons]
+    sources, errors = _sources(images.shape[1:], prompts)
+    rows = [row for row, prompt in enumerate(prompts) if id(prompt) in sources]
     for row, detections in zip(rows, detect(images[rows]), strict=True):
         judged = judge(sources[id(prompts[row])], images[row], detections)
         values[:, row] = judged.success * judged.preservation, judged.strict, judged.success, judged.preservation
     names = ("strict", "success", "preservation")
+    reasons = {row: errors[id(prompt)] for row, prompt in enumerate(prompts) if id(prompt) in errors}
     return Scores(values[0], dict(zip(names, values[1:], strict=True)), reasons)
 
 
 def _sources(shape: tuple[int, ...], prompts: Sequence[Prompt]) -> tuple[dict[int, Source], dict[int, str]]:
-    """The sources by the identity of their prompts, so that those of a group are read once; reasons by row."""
-    edits: dict[int, Edit] = {}
-    pictures: dict[int, NDArray[np.uint8]] = {}
-    reasons: dict[int, str] = {}
-    for row, prompt in enumerate(prompts):
-        key = id(prompt)
-        if key in edits:
-            continue
+    """Sources, or why there is none, by the identity of their prompts: those of a group are read once."""
+    unique = {id(prompt): prompt for prompt in prompts}
+    edits: dict[int, tuple[Edit, NDArray[np.uint8]]] = {}
+    sources: dict[int, Source] = {}
+    errors: dict[int, str] = {}
+    for key, prompt in unique.items():
         try:
-            pictures[key] = _source_picture(prompt, shape)
-            edits[key] = read_edit(prompt.metadata)
+            edits[key] = read_edit(prompt.metadata), _source_picture(prompt, shape)
         except ValueError as error:
-            reasons[row] = str(error)
-    if not edits:
-        return {}, reasons
-    found = detect(np.stack([pictures[key] for key in edits]))
-    sources = {
-        key: with_baseline(edit, pictures[key], seen) for (key, edit), seen in zip(edits.items(), found, strict=True)
-    }
-    return sources, reasons
+            errors[key] = str(error)
+    found = detect(np.stack([picture for _, picture in edits.values()])) if edits else []
+    for (key, (edit, picture)), seen in zip(edits.items(), found, strict=True):
+        try:
+            sources[key] = with_baseline(edit, picture, seen)
+        except ValueError as error:
+            errors[key] = str(error)
+    return sources, errors
 
 
 def _source_picture(prompt: Prompt, shape: tuple[int, ...]) -> NDArray[np.uint8]:

@@ -1,0 +1,115 @@
+"""Start, resume and finish a training run."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pdtr.config import TrainConfig
+    from pdtr.tasks import Task
+
+BASE = Path(__file__).parent / "base"
+_PACKAGES = ("pdtr", "torch", "diffusers", "transformers", "gymnasium", "peft", "accelerate", "numpy", "safetensors")
+
+
+def train(
+    config: TrainConfig, tasks: Mapping[str, Task] | None = None, resume: bool = False, recipe: str = "custom"
+) -> Path:
+    """Train, then write the policy and the report.
+
+    Args:
+        config: the run.
+        tasks: what is practised and measured; both tasks of the embedded world by default.
+        resume: go on from the last checkpoint in ``config.output_dir``.
+        recipe: the name that the report shows.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        ValueError: the folder already holds a run and ``resume`` is not asked for; or it holds none and it is.
+    """
+    import torch
+
+    from agents.policies.scenes import ScenesPolicy
+    from pdtr import checkpoint
+    from pdtr.progress import Progress
+    from pdtr.report import write_report
+    from pdtr.tasks import scenes_tasks
+    from pdtr.trainer import Trainer
+
+    last = _prepare(config.output_dir, resume)
+    torch.set_num_threads(config.num_threads)
+    policy = ScenesPolicy.load(config.base or BASE)
+    if tasks is None:
+        tasks = scenes_tasks(config.evaluation.num_prompts, config.evaluation.num_final_prompts)
+    _write_config(config, recipe)
+    with Progress(config) as progress:
+        trainer = Trainer(config, tasks, policy, progress)
+        if last is not None:
+            trainer.restore(last)
+        elif resume:
+            trainer.logbook.truncate(0)
+        trainer.train()
+    with trainer.weights.use(trainer.evaluated_version):
+        policy.save(config.output_dir / "policy")
+    checkpoint.clean_up(config.output_dir / "checkpoints")
+    report: Path = write_report(config.output_dir)
+    return report
+
+
+def _prepare(folder: Path, resume: bool) -> Path | None:
+    """The checkpoint to go on from, if any; refuses to write over a run."""
+    from pdtr import checkpoint
+
+    started = (folder / "config.json").is_file()
+    if started and not resume:
+        raise ValueError(
+            f"{folder}: expected a new folder, got one that holds a run; pass --resume, or another --output-dir"
+        )
+    if resume and not started:
+        raise ValueError(f"{folder}: expected a run to resume, found none; leave --resume out to start it")
+    folder.mkdir(parents=True, exist_ok=True)
+    return checkpoint.latest(folder / "checkpoints") if resume else None
+
+
+def _write_config(config: TrainConfig, recipe: str) -> None:
+    """What the run was, for the report; written once, atomically."""
+    path = config.output_dir / "config.json"
+    if path.exists():
+        return
+    content = {
+        "recipe": recipe,
+        "command": " ".join(["pdtr", *sys.argv[1:]]) if Path(sys.argv[0]).name == "pdtr" else " ".join(sys.argv),
+        "config": plain(config),
+        "versions": {name: version(name) for name in _PACKAGES} | {"python": sys.version.split()[0]},
+        "seed": config.seed,
+        "started": datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds"),
+    }
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def plain(config: Any) -> Any:
+    """A configuration as JSON: dataclasses with their class's name, paths as text."""
+    return json.loads(json.dumps(_named(config), default=str))
+
+
+def _named(value: Any) -> Any:
+
+    if is_dataclass(value) and not isinstance(value, type):
+        named = {f.name: _named(getattr(value, f.name)) for f in fields(value) if f.init}
+        return {"class": type(value).__name__, **named}
+    if isinstance(value, Mapping):
+        return {str(key): _named(entry) for key, entry in value.items()}
+    return [_named(entry) for entry in value] if isinstance(value, list | tuple) else value

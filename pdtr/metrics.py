@@ -1,0 +1,48 @@
+"""What is logged of rollouts and evaluations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pdtr.evaluate import Evaluation, mean
+
+if TYPE_CHECKING:
+    from agents.types import Rollout
+
+
+def rollout_metrics(task: str, rollout: Rollout, group_size: int) -> dict[str, float]:
+    """Statistics of one task's rewards and advantages.
+
+    ``group_std`` is the mean deviation within groups, ``zero_std_ratio`` the share of groups whose rewards are all
+    equal (they teach nothing), ``missing_ratio`` the share of rewards that were not available.
+    """
+    import torch
+
+    groups = rollout.rewards.reshape(-1, group_size)
+    available = ~groups.isnan()
+    count = available.sum(1).clamp_min(1)
+    means = torch.where(available, groups, 0.0).sum(1) / count
+    squares = torch.where(available, (groups - means[:, None]).square(), 0.0).sum(1) / count
+    row = {
+        f"reward/{task}": mean(rollout.rewards.numpy()),
+        f"reward_std/{task}": float(rollout.rewards[~rollout.rewards.isnan()].std(correction=0)),
+        f"group_std/{task}": float(squares.sqrt().mean()),
+        f"zero_std_ratio/{task}": float((squares < 1e-12).float().mean()),
+        f"missing_ratio/{task}": float((~available).float().mean()),
+        f"advantage_abs_mean/{task}": float(rollout.advantages.abs().mean()),
+    }
+    return row | {f"reward/{task}/{name}": mean(values.numpy()) for name, values in rollout.components.items()}
+
+
+def evaluation_row(found: Evaluation, task: str, kind: str, label: str) -> dict[str, Any]:
+    """One evaluation of one task, without its rows."""
+    return {
+        "task": task,
+        "set": kind,
+        "label": label,
+        "strict": found.score,
+        "reward": mean(found.reward),
+        "count": len(found.strict),
+        "missing": int((found.strict != found.strict).sum()),
+        "strict_by_skill": found.by_skill(),
+    }

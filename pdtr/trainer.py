@@ -1,0 +1,230 @@
+"""The training loop: propose, collect, learn, observe; evaluate, log and checkpoint around it.
+
+Every draw is seeded by (run seed, iteration), so all the state that a run has is weights, optimiser, curriculum and
+counters: a run that was killed goes on to the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.algorithms.base import Algorithm
+from agents.learner import Learner
+from agents.policies.base import FlowPolicy
+from agents.policies.weights import FullWeights, LoraWeights, PolicyWeights, Version
+from agents.rollout import Draw, collect
+from agents.samplers import derive_seed
+from agents.types import Rollout
+from pdtr import checkpoint
+from pdtr.config import TrainConfig
+from pdtr.curriculum import Plan, TaskBatch
+from pdtr.evaluate import evaluate
+from pdtr.logbook import Logbook
+from pdtr.metrics import evaluation_row, rollout_metrics
+from pdtr.progress import Progress
+from pdtr.tasks import Task
+
+
+@dataclass
+class Run:
+    """The state of a run beside weights and optimiser.
+
+    Attributes:
+        iteration: iterations done.
+        seconds: time spent in iterations, over all sittings.
+        stage_name: the stage of the last iteration.
+    """
+
+    iteration: int = 0
+    seconds: float = 0.0
+    stage_name: str = ""
+
+
+class Trainer:
+    """One training run.
+
+    Args:
+        config: see :class:`TrainConfig`.
+        tasks: by name; the curriculum may ask for these.
+        policy: the policy to train, at its base weights.
+        progress: where progress is shown.
+    """
+
+    def __init__(self, config: TrainConfig, tasks: Mapping[str, Task], policy: FlowPolicy, progress: Progress) -> None:
+        self.config, self.tasks, self.policy, self.progress = config, tasks, policy, progress
+        self.curriculum = config.curriculum
+        self.logbook = Logbook(config.output_dir)
+        self.weights = make_weights(config, policy)
+        self.learner = Learner(
+            policy, self.weights, config.algorithm, make_optimizer(config, self.weights), config.learner
+        )
+        self.run = Run()
+        self._envs = {name: task.make_envs(config.chunk_size) for name, task in tasks.items()}
+        size = config.evaluation.chunk_size
+        self._evaluation_envs = {name: task.make_envs(size, is_evaluation=True) for name, task in tasks.items()}
+
+    def train(self) -> None:
+        """Run the curriculum to its end."""
+        pools = {name: task.pool for name, task in self.tasks.items()}
+        if self.run.iteration == 0:
+            self._evaluate_all("final", "base")
+            self.curriculum.observe_evaluation(self._evaluate_all("tune"))
+        while True:
+            started = time.monotonic()
+            rng = np.random.default_rng(derive_seed(self.config.seed, "propose", self.run.iteration))
+            plan = self.curriculum.propose(pools, self.config.num_prompts, rng)
+            if self.run.stage_name and (plan is None or plan.starts_stage):
+                self._evaluate_all("final", f"after {self.run.stage_name}")
+                started = time.monotonic()
+            if plan is None:
+                return
+            self._iterate(plan, started)
+
+    def _iterate(self, plan: Plan, started: float) -> None:
+        self._start_stage(plan)
+        rollouts = [self._collect(part, plan) for part in plan.parts]
+        drawn = time.monotonic()
+        row: dict[str, Any] = {"iteration": self.run.iteration + 1, "stage": plan.stage, "stage_name": plan.stage_name}
+        row |= {"tasks": [part.task for part in plan.parts]}
+        for part, rollout in zip(plan.parts, rollouts, strict=True):
+            row |= rollout_metrics(part.task, rollout, self.config.group_size)
+        row |= self.learner.update(rollouts)
+        rewards = {
+            part.task: rollout.rewards.numpy().reshape(len(part.prompts), -1)
+            for part, rollout in zip(plan.parts, rollouts, strict=True)
+        }
+        self.curriculum.observe(plan, rewards)
+        self.run.iteration += 1
+        self.run.stage_name = plan.stage_name
+        self.run.seconds += time.monotonic() - started
+        row |= {"seconds": self.run.seconds, "seconds_rollout": drawn - started}
+        row |= {"seconds_update": time.monotonic() - drawn, "learning_rate": self._learning_rate()}
+        row["seconds_waited"] = sum(rollout.seconds_waited for rollout in rollouts)
+        self.logbook.metrics(row)
+        self.progress.iteration(row)
+        if self.run.iteration % self.config.evaluation.every == 0:
+            self.curriculum.observe_evaluation(self._evaluate_all("tune"))
+        if self.run.iteration % self.config.checkpoint_every == 0:
+            self.save_checkpoint()
+
+    def _start_stage(self, plan: Plan) -> None:
+        if plan.reset_reference:
+            self.weights.blend("reference", 0.0)
+        if not plan.keep_optimizer:
+            self.learner.optimizer = make_optimizer(self.config, self.weights)
+        for group in self.learner.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * plan.learning_rate_scale
+
+    def _learning_rate(self) -> float:
+        return float(self.learner.optimizer.param_groups[0]["lr"])
+
+    def _collect(self, part: TaskBatch, plan: Plan) -> Rollout:
+        """Draw one task's rollout with the policy that acts, weigh its rewards and give it advantages."""
+        algorithm: Algorithm = self.config.algorithm
+        seed = derive_seed(self.config.seed, "rollout", self.run.iteration, part.task)
+        draw = Draw(self.config.group_size, seed)
+        with torch.no_grad(), self.weights.use(algorithm.acting_version):
+            rollout = collect(self.policy, self._envs[part.task], part.prompts, draw, algorithm.sampler())
+        rollout = rollout.with_rewards(weighted(rollout, plan.reward_weights))
+        return rollout.with_advantages(algorithm.advantages(rollout))
+
+    @property
+    def evaluated_version(self) -> Version:
+        """The averaged weights where an average is kept."""
+        return "ema" if self.config.learner.ema_decay > 0 else "current"
+
+    def _evaluate_all(self, kind: str, label: str = "") -> dict[str, float]:
+        """Evaluate every task with the averaged weights, log it, and return the held-out scores."""
+        scores = {}
+        for name, task in self.tasks.items():
+            prompts = task.final if kind == "final" else task.tune
+            with torch.no_grad(), self.weights.use(self.evaluated_version):
+                found = evaluate(
+                    self.policy, self._evaluation_envs[name], prompts, self.config.evaluation.sampler, task.success
+                )
+            row = evaluation_row(found, name, kind, label) | {
+                "iteration": self.run.iteration,
+                "seconds": self.run.seconds,
+            }
+            grid = found.images[: self.config.evaluation.num_grid]
+            self.logbook.evaluation(row, found.ids, found.skills, found.strict, found.reward, grid)
+            self.progress.evaluation(row)
+            scores[name] = found.score
+        return scores
+
+    def save_checkpoint(self) -> Path:
+        """Write everything that the run's continuation depends on."""
+        tensors = {f"weights.{name}": tensor for name, tensor in self.weights.state().items()}
+        optimizer_tensors, optimizer_meta = checkpoint.optimizer_state(self.learner.optimizer)
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer_tensors.items()}
+        meta = {
+            "kind": "train",
+            "iteration": self.run.iteration,
+            "seconds": self.run.seconds,
+            "num_updates": self.learner.num_updates,
+            "stage_name": self.run.stage_name,
+            "optimizer": optimizer_meta,
+            "curriculum": self.curriculum.state_dict(),
+        }
+        folder = self.config.output_dir / "checkpoints"
+        path = folder / f"step-{self.run.iteration:06d}"
+        checkpoint.save_state(path, tensors, meta)
+        checkpoint.prune(folder, self.config.keep_checkpoints)
+        return path
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint; the logs are cut back to it."""
+        state = checkpoint.load_state(path)
+        self.weights.load_state(_part(state.tensors, "weights."))
+        self.curriculum.load_state_dict(state.meta["curriculum"])
+        self.learner.num_updates = int(state.meta["num_updates"])
+        checkpoint.restore_optimizer(
+            self.learner.optimizer, _part(state.tensors, "optimizer."), state.meta["optimizer"]
+        )
+        meta = state.meta
+        self.run = Run(int(meta["iteration"]), float(meta["seconds"]), str(meta["stage_name"]))
+        self.logbook.truncate(self.run.iteration)
+
+
+def make_weights(config: TrainConfig, policy: FlowPolicy) -> PolicyWeights:
+    """Adapters or full weights, with the versions that the algorithm and the evaluation need."""
+    if config.lora is not None:
+        return LoraWeights(policy, config.lora, seed=config.seed)
+    return FullWeights(policy)
+
+
+def make_optimizer(config: TrainConfig, weights: PolicyWeights) -> torch.optim.Optimizer:
+    """AdamW over what is trained."""
+    return torch.optim.AdamW(
+        weights.parameters(), lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=config.weight_decay
+    )
+
+
+def weighted(rollout: Rollout, reward_weights: Mapping[str, float]) -> Tensor:
+    """``total * w["total"] + sum_c w[c] component_c``, [N]; the total counts once unless its weight is given.
+
+    Raises:
+        ValueError: a weight names a component that the reward does not have.
+    """
+    rewards = rollout.rewards * reward_weights.get("total", 1.0)
+    for name, weight in reward_weights.items():
+        if name not in ("total", *rollout.components):
+            raise ValueError(
+                f"reward_weights: expected 'total' or one of the reward's components {sorted(rollout.components)}, "
+                f"got {name!r}"
+            )
+        if name != "total":
+            rewards = rewards + weight * rollout.components[name]
+    return rewards
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

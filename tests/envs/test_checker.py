@@ -1,0 +1,125 @@
+import warnings
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+
+import envs
+from envs.checker import check_image_env
+from envs.denoising import DenoisingEnv
+from envs.image_editing import ImageEditingVectorEnv
+from envs.text_to_image import TextToImageEnv, TextToImageVectorEnv
+from rewards.base import Images, Prompt
+
+NAMES = sorted(name for name in gymnasium.registry if name.startswith("pdtr/"))
+
+
+def test_every_environment_is_registered() -> None:
+    assert set(NAMES) == set(envs.ENTRY_POINTS) == {"pdtr/TextToImage-v0", "pdtr/ImageEditing-v0", "pdtr/Denoising-v0"}
+    before = dict(gymnasium.registry)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        envs.register()
+    assert gymnasium.registry == before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_registered_environment(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(gymnasium.make(name).unwrapped)
+        check_image_env(gymnasium.make(name))
+        check_image_env(gymnasium.make_vec(name, num_envs=1))
+        check_image_env(gymnasium.make_vec(name, num_envs=3))
+
+
+@pytest.mark.parametrize("num_turns", [2, 3])
+def test_several_turns_and_their_chains(num_turns: int) -> None:
+    outer = gymnasium.make("pdtr/ImageEditing-v0", num_turns=num_turns)
+    check_image_env(outer)
+    check_image_env(gymnasium.make_vec("pdtr/ImageEditing-v0", num_envs=2, num_turns=num_turns))
+    check_image_env(gymnasium.make("pdtr/Denoising-v0", outer=outer))
+
+
+class Restarting(TextToImageVectorEnv):
+    metadata = {**TextToImageVectorEnv.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}
+
+
+class Forgetful(TextToImageVectorEnv):
+    """Asks for something else than it was given."""
+
+    def _observe(self) -> dict[str, Any]:
+        return {"prompt": tuple(prompt.text.strip() for prompt in self._asked)}
+
+
+class Blurring(ImageEditingVectorEnv):
+    def _observe(self) -> dict[str, Any]:
+        observation = super()._observe()
+        observation["source_image"] //= 2
+        return observation
+
+
+class Sharing(ImageEditingVectorEnv):
+    """Hands out the prompt's own array."""
+
+    def _sources(self) -> Images:
+        return self._asked[0].source_images[0][None]
+
+
+class Scoring(TextToImageVectorEnv):
+    """Puts 0 in the place of a missing reward."""
+
+    def step(self, actions: Images) -> Any:
+        observation, rewards, *rest = super().step(actions)
+        return observation, np.nan_to_num(rewards), *rest
+
+
+class Endless(TextToImageVectorEnv):
+    def _advance(self, images: Images) -> bool:
+        return False
+
+
+class Lenient(TextToImageVectorEnv):
+    """Takes any number type."""
+
+    def step(self, actions: Any) -> Any:
+        return super().step(np.asarray(actions).astype(np.uint8))
+
+
+class Unseeded(TextToImageVectorEnv):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return super().reset(seed=None, options=options)
+
+
+class Rounding(DenoisingEnv):
+    def _observe(self) -> dict[str, Any]:
+        observation = super()._observe()
+        observation["latents"] = observation["latents"].round(3)
+        return observation
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (Restarting, "expected AutoresetMode.DISABLED, got AutoresetMode.NEXT_STEP"),
+        (Forgetful, "ask for the prompts that were given, unchanged"),
+        (Blurring, "hand them on unchanged"),
+        (Sharing, "expected an array of the observation's own"),
+        (Scoring, "never put a number in its place"),
+        (Endless, "expected the episode to end"),
+        (Lenient, "step with another dtype: expected a ValueError, got no error"),
+        (Unseeded, "expected the same episodes from the same seed"),
+        (lambda: Rounding(), "bit for bit"),
+        (lambda: TextToImageEnv(reward=unstable), "check_env"),
+    ],
+)
+def test_a_broken_environment_is_found(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_image_env(make())
+
+
+def unstable(images: Images, prompts: list[Prompt]) -> Any:
+    return np.random.default_rng().random(len(images)).astype(np.float32)
