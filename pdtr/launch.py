@@ -41,7 +41,6 @@ def train(
     import torch
 
     from agents.policies.scenes import ScenesPolicy
-    from pdtr import checkpoint
     from pdtr.progress import Progress
     from pdtr.report import write_report
     from pdtr.tasks import scenes_tasks
@@ -62,7 +61,6 @@ def train(
         trainer.train()
     with trainer.weights.use(trainer.evaluated_version):
         policy.save(config.output_dir / "policy")
-    checkpoint.clean_up(config.output_dir / "checkpoints")
     report: Path = write_report(config.output_dir)
     return report
 
@@ -79,7 +77,10 @@ def _prepare(folder: Path, resume: bool) -> Path | None:
     if resume and not started:
         raise ValueError(f"{folder}: expected a run to resume, found none; leave --resume out to start it")
     folder.mkdir(parents=True, exist_ok=True)
-    return checkpoint.latest(folder / "checkpoints") if resume else None
+    if not resume:
+        return None
+    checkpoint.clean_up(folder / "checkpoints")
+    return checkpoint.latest(folder / "checkpoints")
 
 
 def _write_config(config: TrainConfig, recipe: str) -> None:

@@ -75,6 +75,7 @@ class Trainer:
         """Run the curriculum to its end."""
         pools = {name: task.pool for name, task in self.tasks.items()}
         if self.run.iteration == 0:
+            self._log_prompts()
             self._evaluate_all("final", "base")
             self.curriculum.observe_evaluation(self._evaluate_all("tune"))
         while True:
@@ -159,6 +160,13 @@ class Trainer:
             self.progress.evaluation(row)
             scores[name] = found.score
         return scores
+
+    def _log_prompts(self) -> None:
+        """What the grids' images belong to."""
+        for name, task in self.tasks.items():
+            shown = task.final[: self.config.evaluation.num_grid]
+            sources = [prompt.source_images[0] for prompt in shown if prompt.source_images]
+            self.logbook.prompts(name, [prompt.text for prompt in shown], np.stack(sources) if sources else None)
 
     def save_checkpoint(self) -> Path:
         """Write everything that the run's continuation depends on."""

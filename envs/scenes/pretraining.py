@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +39,8 @@ def supervised_batch(task: str, rng: np.random.Generator, count: int, split: Spl
     )
 
 
-def vocabulary(num_texts: int = 5000) -> tuple[str, ...]:
+@cache
+def vocabulary(num_texts: int = 1500) -> tuple[str, ...]:
     """The words of the world's prompts and instructions, in order, from a fixed draw of ``num_texts`` of each."""
     rng = np.random.default_rng(0)
     texts = [sample_task(rng).text for _ in range(num_texts)] + [sample_edit(rng).text for _ in range(num_texts)]

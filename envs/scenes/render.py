@@ -14,7 +14,7 @@ Float = NDArray[np.float32]
 
 
 def _circle(x: Float, y: Float) -> Float:
-    return np.hypot(x, y) - 1
+    return np.asarray(np.hypot(x, y) - 1, np.float32)
 
 
 def _square(x: Float, y: Float) -> Float:
@@ -22,7 +22,8 @@ def _square(x: Float, y: Float) -> Float:
 
 
 def _diamond(x: Float, y: Float) -> Float:
-    return (abs(x) + abs(y) - np.float32(HALF_EXTENTS["diamond"][0])) / np.float32(math.sqrt(2))
+    distance: Float = (abs(x) + abs(y) - np.float32(HALF_EXTENTS["diamond"][0])) / np.float32(math.sqrt(2))
+    return distance
 
 
 def _triangle(x: Float, y: Float) -> Float:
@@ -65,7 +66,8 @@ def coverage(shape: str, centers: Float, radii: Float, grid_x: Float, grid_y: Fl
     radius = radii[:, None, None]
     x = (grid_x - centers[:, 0, None, None]) / radius
     y = (grid_y - centers[:, 1, None, None]) / radius
-    return np.clip(0.5 - _DISTANCE[shape](x, y) * radius, 0, 1)
+    inside: Float = 0.5 - _DISTANCE[shape](x, y) * radius
+    return np.clip(inside, np.float32(0), np.float32(1))
 
 
 def render(scenes: Sequence[Scene]) -> NDArray[np.uint8]:

@@ -45,7 +45,7 @@ def test_several_turns_and_their_chains(num_turns: int) -> None:
 
 
 class Restarting(TextToImageVectorEnv):
-    metadata = {**TextToImageVectorEnv.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}
+    metadata = TextToImageVectorEnv.metadata | {"autoreset_mode": AutoresetMode.NEXT_STEP}
 
 
 class Forgetful(TextToImageVectorEnv):

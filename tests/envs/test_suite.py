@@ -74,12 +74,21 @@ def test_sources_are_the_rendered_scenes() -> None:
         np.testing.assert_array_equal(prompt.source_images[0], render([scene])[0])
 
 
+def rounded(value: object) -> object:
+    """JSON with its floats to six places: the last bit of a sum is the compiler's."""
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [rounded(inner) for inner in value]
+    return round(value, 6) if isinstance(value, float) else value
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_sets_are_the_same_on_every_machine(task: str) -> None:
     """The digest of texts and metadata: whoever changes the world changes every published number with it."""
     rows = [[p.text, p.metadata] for split in ("train", "held_out") for p in MAKERS[task](split, 60, 3)]
-    digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
-    assert digest == {"t2i": "T2I_DIGEST", "edit": "EDIT_DIGEST"}[task]
+    digest = hashlib.sha256(json.dumps(rounded(rows), sort_keys=True).encode()).hexdigest()[:16]
+    assert digest == {"t2i": "90f5be274cc802a9", "edit": "c6fa86df903d453e"}[task]
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -1,0 +1,235 @@
+"""The commands of ``pdtr``: each takes its arguments, prints what came of them, and leaves errors to the caller."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import tyro
+
+from experiments.flags import Usage, parse, parse_run
+
+if TYPE_CHECKING:
+    from agents.policies.scenes import ScenesPolicy
+    from rewards.base import Images
+
+_RESUME = "--resume"
+
+
+def train(arguments: Sequence[str]) -> None:
+    """``pdtr train [RECIPE] [--resume] [--flags]``: run a recipe, print the interference table and the report's path.
+
+    Raises:
+        ValueError: an unknown recipe or flag, a bad value, a folder that holds another run.
+        KeyboardInterrupt: stopped; its text says how to go on.
+    """
+    from experiments.recipes import DEFAULT, find_recipe, summary
+
+    name, flags = _leading_name(arguments, DEFAULT)
+    recipe = find_recipe(name)
+    name = recipe.__name__
+    usage = Usage(f"pdtr train {name}", f"{summary(recipe)} Other recipes: pdtr recipes.")
+    config, resume = parse_run(recipe(), usage, flags)
+    if resume:
+        _check_recipe(config.output_dir, name)
+    from pdtr.launch import train as run
+
+    try:
+        path = run(config, resume=resume, recipe=name)
+    except KeyboardInterrupt:
+        started = (config.output_dir / "config.json").is_file()
+        raise KeyboardInterrupt(_how_to_go_on(["train", name, *flags], started)) from None
+    _print_table(config.output_dir)
+    print(f"report: {path}")
+
+
+def pretrain(arguments: Sequence[str]) -> None:
+    """``pdtr pretrain scenes [--resume] [--flags]``: make a base policy, print its folder.
+
+    Raises:
+        ValueError: an unknown world or flag, or a bad value.
+        KeyboardInterrupt: stopped; its text says how to go on.
+    """
+    from pdtr.pretraining import PretrainConfig
+    from pdtr.pretraining import pretrain as run
+
+    name, flags = _leading_name(arguments, "")
+    asks_help = not {"-h", "--help"}.isdisjoint(flags)
+    if name != "scenes" and not (asks_help and not name):
+        raise ValueError(
+            f"expected the world to pre-train on, scenes, got {name or 'none'}; type: pdtr pretrain scenes"
+        )
+    config, resume = parse_run(PretrainConfig(), Usage("pdtr pretrain scenes"), flags)
+    if config.output_dir.exists() and not config.output_dir.is_dir():
+        raise ValueError(f"{config.output_dir}: expected a folder, got a file; choose another --output-dir")
+    try:
+        folder = run(config, resume=resume)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_how_to_go_on(["pretrain", name, *flags], started=True)) from None
+    print(f"policy: {folder}")
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Draw images of a prompt, or edits of a picture, and save them side by side.
+
+    Attributes:
+        prompt: what to draw; with a source image, what to change.
+        source_image: picture to edit; resized to the policy's size.
+        policy: folder of a run or of a policy; the base that ships with the package when left out.
+        num_images: how many to draw.
+        seed: of the noise; image i follows from (seed, i) alone.
+        guidance_scale: classifier-free guidance, 1 is none; that of the run's evaluation when left out.
+        num_inference_steps: denoising steps; those of the run's evaluation when left out.
+        scale: each pixel becomes a square of this side, for pictures this small; 1 saves them as they are.
+        output: where the picture goes; the suffix names the format.
+    """
+
+    prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
+    source_image: tuple[Path, ...] = ()
+    policy: Path | None = None
+    num_images: int = 4
+    seed: int = 0
+    guidance_scale: float | None = None
+    num_inference_steps: int | None = None
+    scale: int = 4
+    output: Path = Path("grid.png")
+
+    def __post_init__(self) -> None:
+        if self.num_images < 1 or self.scale < 1:
+            raise ValueError(f"num_images and scale: expected 1 or more, got {self.num_images} and {self.scale}")
+        if len(self.source_image) > 1:
+            raise ValueError(f"source_image: expected one picture, got {len(self.source_image)}; edit them in turn")
+
+
+def sample(arguments: Sequence[str]) -> None:
+    """``pdtr sample PROMPT [--source-image PATH] [--flags]``: draw images, print where they are.
+
+    The source leads the picture where there is one.
+
+    Raises:
+        ValueError: a bad value, or a folder or file that is not what it should be.
+        OSError: a file cannot be read or written.
+    """
+    options = parse(SampleOptions(tyro.MISSING), Usage("pdtr sample"), arguments)
+    from PIL import Image
+
+    from pdtr.sampling import evaluation_sampler, image_grid, load_policy, policy_folder, sample_images
+    from rewards.base import Prompt
+
+    if options.output.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"output: expected a picture's name such as grid.png, got {str(options.output)!r}")
+    sampler = evaluation_sampler(
+        options.policy, guidance_scale=options.guidance_scale, num_inference_steps=options.num_inference_steps
+    )
+    policy = load_policy(policy_folder(options.policy))
+    sources = tuple(_source(path, policy.image_size) for path in options.source_image)
+    _note_unknown_words(policy, options.prompt)
+    prompt = Prompt(options.prompt, sources)
+    images = sample_images(policy, prompt, options.num_images, options.seed, sampler)
+    shown = [*sources, *images]
+    num_columns = len(shown) if len(shown) <= 8 else 8
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image_grid(np.stack(shown), num_columns, options.scale)).save(options.output)
+    print(options.output)
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Write a run's report again, from its logs, and print its table.
+
+    Attributes:
+        run_folder: the run's output directory.
+    """
+
+    run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_FOLDER")]
+
+
+def report(arguments: Sequence[str]) -> None:
+    """``pdtr report RUN_FOLDER``: write the report from the run's logs, print the table and the report's path.
+
+    Raises:
+        ValueError: the folder is not a run's, or its logs are damaged.
+    """
+    folder = parse(ReportOptions(tyro.MISSING), Usage("pdtr report"), arguments).run_folder
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder}: expected the folder of a run, got one without config.json")
+    from pdtr.report import write_report
+
+    path = write_report(folder)
+    _print_table(folder)
+    print(f"report: {path}")
+
+
+def recipes(arguments: Sequence[str]) -> None:
+    """``pdtr recipes``: every recipe with its first line."""
+    from experiments.recipes import recipes as known
+    from experiments.recipes import summary
+
+    if arguments and not {"-h", "--help"} & set(arguments):
+        raise ValueError(
+            f"recipes: expected no arguments, got {shlex.join(arguments)}; a recipe's flags: pdtr train RECIPE --help"
+        )
+    found = known()
+    width = max(map(len, found)) + 2
+    for name, recipe in found.items():
+        print(f"{name:<{width}}{summary(recipe)}")
+
+
+def _leading_name(arguments: Sequence[str], default: str) -> tuple[str, list[str]]:
+    """The first argument where it is no flag, and the others; ``--resume`` may stand before it."""
+    others = [argument for argument in arguments if argument != _RESUME]
+    resume = [_RESUME] * (len(others) < len(arguments))
+    if others and not others[0].startswith("-"):
+        return others[0], [*others[1:], *resume]
+    return default, [*others, *resume]
+
+
+def _how_to_go_on(arguments: Sequence[str], started: bool) -> str:
+    kept = [argument for argument in arguments if argument != _RESUME]
+    return f"go on with: {shlex.join(['pdtr', *kept, *([_RESUME] if started else [])])}"
+
+
+def _check_recipe(folder: Path, name: str) -> None:
+    """A run goes on with the recipe that it began with: the flags of another one mean another run."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return
+    try:
+        begun = json.loads(path.read_text())["recipe"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected a run's configuration, got a damaged file ({error})") from error
+    if begun != name:
+        raise ValueError(
+            f"{folder}: expected a run of {name!r} to resume, got one of {begun!r}; "
+            f"type: pdtr train {begun} --resume --output-dir {shlex.quote(str(folder))}"
+        )
+
+
+def _source(path: Path, image_size: tuple[int, int]) -> Images:
+    from pdtr.sampling import load_source_image
+
+    image, (height, width) = load_source_image(path, image_size)
+    if (height, width) != image_size:
+        print(f"note: {path} resized from {width}x{height} to {image_size[1]}x{image_size[0]}", file=sys.stderr)
+    return image
+
+
+def _note_unknown_words(policy: ScenesPolicy, text: str) -> None:
+    from pdtr.sampling import unknown_words
+
+    words = unknown_words(policy, text)
+    if words:
+        print(f"note: the policy does not know {', '.join(words)}", file=sys.stderr)
+
+
+def _print_table(folder: Path) -> None:
+    from pdtr.report import format_table, interference_table
+
+    print(format_table(interference_table(folder)))

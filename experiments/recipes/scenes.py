@@ -1,0 +1,145 @@
+"""Recipes for the embedded world.
+
+Configurations are imported inside the functions: a list of the recipes must not wait for torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pdtr.config import TrainConfig
+    from pdtr.curriculum import Curriculum
+
+# Both stages of PDTR, and any arm of the order study: 15 minutes on two cores leave room for about this many.
+_STAGE_ITERATIONS = 40
+
+
+def pdtr_scenes() -> TrainConfig:
+    """Progressive dual-task training on the embedded world: editing, then text-to-image (15 minutes on two cores)."""
+    from agents.algorithms.diffusion_nft import DiffusionNFT
+    from agents.learner import LearnerSettings
+    from agents.samplers import ODE
+    from pdtr.config import EvaluationConfig, TrainConfig
+    from pdtr.curriculum import pdtr_curriculum
+
+    # 10 steps: the rollouts' images are what is learnt from; fewer leave smeared shapes.
+    sampler = ODE(num_inference_steps=10)
+    return TrainConfig(
+        output_dir=Path("runs/pdtr_scenes"),
+        algorithm=DiffusionNFT(
+            rollout_sampler=sampler,
+            beta=1.0,  # Published for a single reward.
+            kl_coef=1e-4,  # Published.
+            old_rate=0.001,  # Published: the policy that draws lags the more the longer the run is.
+            old_max=0.5,  # Published.
+        ),
+        curriculum=pdtr_curriculum(_STAGE_ITERATIONS, _STAGE_ITERATIONS),
+        num_prompts=8,  # Eight prompts touch most of the six skills in each iteration.
+        group_size=12,  # Large enough that most groups hold both successes and failures.
+        chunk_size=24,  # Two groups: matrices large enough for two cores, and scoring overlaps drawing.
+        learning_rate=1e-4,  # Two and a half million parameters; a backbone with adapters takes 3e-4.
+        learner=LearnerSettings(
+            num_minibatches=2,  # Two optimiser steps a rollout.
+            ema_decay=0.9,  # Averages over the last ten steps or so.
+        ),
+        evaluation=EvaluationConfig(
+            num_prompts=120,  # 20 a skill: the curve's standard error is below 5 points.
+            num_final_prompts=600,  # 100 a skill: about 2 points.
+            every=20,  # Four points a task over the run; each costs a few seconds.
+            sampler=sampler,
+        ),
+        checkpoint_every=10,  # At most 10 iterations are lost to a kill.
+    )
+
+
+def smoke() -> TrainConfig:
+    """Every part of a run at its smallest, within a minute; what continuous integration runs."""
+    from agents.algorithms.diffusion_nft import DiffusionNFT
+    from agents.samplers import ODE
+    from pdtr.curriculum import pdtr_curriculum
+
+    config = pdtr_scenes()
+    sampler = ODE(num_inference_steps=6)  # Enough to leave the noise; quality is not the point.
+    return replace(
+        config,
+        output_dir=Path("runs/smoke"),
+        algorithm=DiffusionNFT(rollout_sampler=sampler),
+        curriculum=pdtr_curriculum(2, 2),  # Two iterations: the second starts from the state that the first left.
+        num_prompts=4,
+        group_size=6,
+        chunk_size=12,  # Two chunks an iteration, so that scoring overlaps drawing.
+        evaluation=replace(
+            config.evaluation,
+            num_prompts=12,  # Two a skill.
+            num_final_prompts=24,  # Four a skill.
+            every=2,  # Once a stage.
+            sampler=sampler,
+            chunk_size=12,
+            num_grid=6,  # One a skill.
+        ),
+        checkpoint_every=1,  # Every iteration can be resumed from.
+    )
+
+
+def flow_grpo_scenes() -> TrainConfig:
+    """PDTR's curriculum with Flow-GRPO in place of DiffusionNFT: a clipped policy gradient on the denoising chain."""
+    from agents.algorithms.flow_grpo import FlowGRPO
+    from agents.samplers import FlowSDE
+
+    config = pdtr_scenes()
+    return replace(
+        config,
+        output_dir=Path("runs/flow_grpo_scenes"),
+        algorithm=FlowGRPO(
+            rollout_sampler=FlowSDE(
+                num_inference_steps=10,  # Published for training.
+                noise_level=0.7,  # Published.
+            ),
+            clip_range=1e-3,  # Ten times the published one: log_prob is a mean over 24 times fewer dimensions.
+            kl_coef=0.04,  # Published for GenEval.
+        ),
+        learner=replace(config.learner, num_minibatches=4),  # From the second step on the clip acts.
+    )
+
+
+def edit_then_t2i() -> TrainConfig:
+    """Order study: editing first, text-to-image second (PDTR)."""
+    from pdtr.curriculum import pdtr_curriculum
+
+    return _order_arm("edit_then_t2i", pdtr_curriculum(_STAGE_ITERATIONS, _STAGE_ITERATIONS))
+
+
+def t2i_then_edit() -> TrainConfig:
+    """Order study: text-to-image first, editing second."""
+    from pdtr.curriculum import reversed_order
+
+    return _order_arm("t2i_then_edit", reversed_order(_STAGE_ITERATIONS, _STAGE_ITERATIONS))
+
+
+def joint() -> TrainConfig:
+    """Order study: both tasks in every iteration, half the prompts each."""
+    from pdtr.curriculum import Joint
+
+    return _order_arm("joint", Joint(2 * _STAGE_ITERATIONS))
+
+
+def edit_only() -> TrainConfig:
+    """Order study: editing alone, for as long as both stages together."""
+    from pdtr.curriculum import SingleTask
+
+    return _order_arm("edit_only", SingleTask("edit", 2 * _STAGE_ITERATIONS))
+
+
+def t2i_only() -> TrainConfig:
+    """Order study: text-to-image alone, for as long as both stages together."""
+    from pdtr.curriculum import SingleTask
+
+    return _order_arm("t2i_only", SingleTask("t2i", 2 * _STAGE_ITERATIONS))
+
+
+def _order_arm(name: str, curriculum: Curriculum) -> TrainConfig:
+    """``pdtr_scenes`` with another curriculum of as many iterations: the arms differ in nothing else."""
+    return replace(pdtr_scenes(), output_dir=Path("runs/order_study") / name, curriculum=curriculum)

@@ -1,0 +1,78 @@
+"""report.html: what a run did, in one file that needs no server; and its headline table for the terminal."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from pdtr.report_data import TASK_NAMES, Cell, Row, interference_rows, read_run
+from pdtr.statistics import Interval
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write ``report.html`` into a run's folder, finished or not; what is missing is said in it.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        ValueError: the folder holds no run; the nearest ones are named.
+    """
+    from html import escape
+
+    from pdtr.report_page import body
+
+    run = read_run(run_folder)
+    template = Template((files("pdtr") / "templates" / "report.html").read_text("utf-8"))
+    title = escape(str(run.config.get("recipe") or run_folder.name)) + " · report"
+    page = template.substitute(title=title, body=body(run, interference_rows(run)))
+    path = run_folder / "report.html"
+    temporary = path.with_name("report.html.tmp")
+    temporary.write_text(page, "utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def interference_table(run_folder: Path) -> list[Row]:
+    """The interference matrix: a row for the base and after each stage, a cell for each task.
+
+    Returns:
+        Dictionaries as :class:`pdtr.report_data.Row` describes them; shares of 1, not percent.
+
+    Raises:
+        ValueError: the folder holds no run; the nearest ones are named.
+    """
+    return interference_rows(read_run(run_folder))
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """The interference matrix as plain text, in percent and points; ``*`` where a difference's interval clears 0."""
+    tasks = list(dict.fromkeys(task for row in rows for task in row["cells"]))
+    lines = [["", *(TASK_NAMES.get(task, task) for task in tasks)]]
+    for index, row in enumerate(rows):
+        cells = [row["cells"].get(task) for task in tasks]
+        lines.append([row["label"], *(_score(cell) for cell in cells)])
+        if index > 1:
+            lines.append(["  over the row before", *(_change(cell and cell["over_previous"]) for cell in cells)])
+        if index > 0:
+            lines.append(["  over base", *(_change(cell and cell["over_base"]) for cell in cells)])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(tasks) + 1)]
+    text = ["  ".join(entry.ljust(width) for entry, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join(["Held-out strict success in %, with 95 % intervals; * where a change clears 0", *text])
+
+
+def _score(cell: Cell | None) -> str:
+    return "not measured" if cell is None else _percent(cell["score"], "")
+
+
+def _change(found: Interval | None) -> str:
+    return "" if found is None else _percent(found, "+") + (" *" if found.sign else "")
+
+
+def _percent(found: Interval, sign: str) -> str:
+    value, low, high = ("–" if math.isnan(part) else f"{100 * part:{sign}.1f}" for part in found)
+    return f"{value} [{low}, {high}]"
