@@ -158,8 +158,6 @@ def report(arguments: Sequence[str]) -> None:
         ValueError: the folder is not a run's, or its logs are damaged.
     """
     folder = parse(ReportOptions(tyro.MISSING), Usage("pdtr report"), arguments).run_folder
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder}: expected the folder of a run, got one without config.json")
     from pdtr.report import write_report
 
     path = write_report(folder)

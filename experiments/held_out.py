@@ -109,8 +109,17 @@ def evaluate(arguments: Sequence[str]) -> None:
         results[task.name] = _as_json(found, rows)
     if options.output is not None:
         content = {"policy": str(folder), "sampler": asdict(sampler), "confidence": _CONFIDENCE, "tasks": results}
-        options.output.write_text(json.dumps(content, indent=1) + "\n")
+        _write(options.output, json.dumps(content, indent=1) + "\n")
         print(f"numbers: {options.output}")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        # A write that fails, unlike an opening that does, does not say where.
+        error.filename = error.filename or str(path)
+        raise
 
 
 def success_rows(found: Evaluation) -> list[Row]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from agents.algorithms.base import Algorithm
 from agents.algorithms.diffusion_nft import DiffusionNFT
@@ -33,6 +34,11 @@ class EvaluationConfig:
     sampler: Sampler = field(default_factory=ODE)
     chunk_size: int = 60
     num_grid: int = 12
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "num_prompts", "num_final_prompts", "every", "chunk_size")
+        if self.num_grid < 0:
+            raise ValueError(f"evaluation: expected num_grid of 0 or more, got {self.num_grid}")
 
 
 @dataclass(frozen=True)
@@ -74,4 +80,29 @@ class TrainConfig:
     keep_checkpoints: int = 3
     num_threads: int = 2
     seed: int = 0
-    world: Literal["scenes"] = "scenes"
+
+    def __post_init__(self) -> None:
+        names = ("num_prompts", "group_size", "chunk_size", "checkpoint_every", "keep_checkpoints", "num_threads")
+        _at_least_one(self, *names)
+        if not self.learning_rate > 0 or self.weight_decay < 0:
+            raise ValueError(
+                "expected learning_rate above 0 and weight_decay of 0 or more, "
+                f"got {self.learning_rate} and {self.weight_decay}"
+            )
+        total = self.num_prompts * self.group_size
+        if total % self.chunk_size:
+            raise ValueError(
+                f"chunk_size: expected a divisor of num_prompts x group_size = {self.num_prompts} x {self.group_size} "
+                f"= {total}, got {self.chunk_size}; {math.gcd(total, self.chunk_size)} would do"
+            )
+        if self.learner.num_minibatches > total // self.chunk_size:
+            raise ValueError(
+                f"learner.num_minibatches: expected at most the iteration's {total // self.chunk_size} chunks, "
+                f"got {self.learner.num_minibatches}; lower it or chunk_size"
+            )
+
+
+def _at_least_one(config: Any, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}: expected 1 or more, got {getattr(config, name)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -39,6 +40,7 @@ def train(
         ValueError: the folder already holds a run and ``resume`` is not asked for; or it holds none and it is.
     """
     import torch
+    from accelerate import Accelerator
 
     from agents.policies.scenes import ScenesPolicy
     from pdtr.progress import Progress
@@ -48,7 +50,11 @@ def train(
 
     last = _prepare(config.output_dir, resume)
     torch.set_num_threads(config.num_threads)
+    accelerator = Accelerator()
+    if accelerator.num_processes > 1:
+        raise ValueError(f"expected one process, got {accelerator.num_processes}; several are not supported yet")
     policy = ScenesPolicy.load(config.base or BASE)
+    policy.to(accelerator.device)
     if tasks is None:
         tasks = scenes_tasks(config.evaluation.num_prompts, config.evaluation.num_final_prompts)
     _write_config(config, recipe)
@@ -90,7 +96,7 @@ def _write_config(config: TrainConfig, recipe: str) -> None:
         return
     content = {
         "recipe": recipe,
-        "command": " ".join(["pdtr", *sys.argv[1:]]) if Path(sys.argv[0]).name == "pdtr" else " ".join(sys.argv),
+        "command": _command(),
         "config": plain(config),
         "versions": {name: version(name) for name in _PACKAGES} | {"python": sys.version.split()[0]},
         "seed": config.seed,
@@ -99,6 +105,12 @@ def _write_config(config: TrainConfig, recipe: str) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(temporary, path)
+
+
+def _command() -> str:
+    """The command line that started this process, as one would type it."""
+    program = Path(sys.argv[0]).name
+    return shlex.join(["pdtr" if program in ("pdtr", "cli.py") else program, *sys.argv[1:]])
 
 
 def plain(config: Any) -> Any:

@@ -74,5 +74,5 @@ def _change(found: Interval | None) -> str:
 
 
 def _percent(found: Interval, sign: str) -> str:
-    value, low, high = ("–" if math.isnan(part) else f"{100 * part:{sign}.1f}" for part in found)
+    value, low, high = ("–" if math.isnan(part) else f"{round(100 * part, 1) + 0.0:{sign}.1f}" for part in found)
     return f"{value} [{low}, {high}]"

@@ -58,9 +58,13 @@ def held_out_curve(run: RunRecord, task: str) -> str:
             value, low, high = (100 * part for part in _interval(run, row))
             error = [[max(value - low, 0)], [max(high - value, 0)]]
             label = "final prompts" if index == 0 else None
-            axes.errorbar(int(row["iteration"]), value, error, fmt="D", color="#2b3445", markersize=5, label=label)
+            place = int(row["iteration"])
+            # Not clipped: the base and the last stage lie on the axes' edges.
+            axes.errorbar(place, value, error, fmt="D", color="#2b3445", markersize=5, label=label, clip_on=False)
         axes.set_ylabel("strict success, %")
-        return _finish(figure, axes, has_legend=bool(points or finals))
+        if points or finals:
+            axes.legend(loc="best", fontsize=8)
+        return _svg(figure)
 
 
 def reward_curve(run: RunRecord, task: str) -> str:
@@ -78,7 +82,8 @@ def reward_curve(run: RunRecord, task: str) -> str:
             axes.fill_between(x[inside], means[:, 1], means[:, 2], color=color, alpha=0.15, linewidth=0)
             axes.plot(x[inside], means[:, 0], color=color, label=label)
         axes.set_ylabel("reward")
-        return _finish(figure, axes, has_legend=True)
+        axes.legend(loc="best", fontsize=8)
+        return _svg(figure)
 
 
 def metric_curve(run: RunRecord, names: Mapping[str, str]) -> str:
@@ -91,7 +96,12 @@ def metric_curve(run: RunRecord, names: Mapping[str, str]) -> str:
             axes.plot(x, y, color=color, linewidth=1.3, label=label, marker="." if len(x) == 1 else "")
         axes.locator_params(axis="y", nbins=5)
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4))
-        return _finish(figure, axes, has_legend=len(names) > 1)
+        values = np.unique(np.concatenate([series(run, name)[1] for name in names]))
+        if len(values) == 1:
+            axes.set_yticks(values, [f"{values[0]:.4g}"])
+        if len(names) > 1:
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=8, columnspacing=1.2)
+        return _svg(figure)
 
 
 def skill_figure(skills: Sequence[str], columns: Mapping[str, Mapping[str, Any]]) -> str:
@@ -99,7 +109,7 @@ def skill_figure(skills: Sequence[str], columns: Mapping[str, Mapping[str, Any]]
     from matplotlib.figure import Figure
 
     with _style():
-        figure = Figure(figsize=(5.6, 0.9 + 0.42 * len(skills)))
+        figure = Figure(figsize=(5.6, 0.9 + 0.42 * len(skills)), layout="constrained")
         axes = figure.subplots()
         offsets = np.linspace(-0.22, 0.22, len(columns)) if len(columns) > 1 else np.zeros(1)
         for index, (label, scores) in enumerate(columns.items()):
@@ -152,7 +162,7 @@ def _axes(run: RunRecord, size: tuple[float, float]) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=size)
+    figure = Figure(figsize=size, layout="constrained")
     axes: Axes = figure.subplots()
     tints = {
         name: _STAGE_TINTS[i % len(_STAGE_TINTS)] for i, name in enumerate(dict.fromkeys(s[0] for s in run.stages))
@@ -164,29 +174,20 @@ def _axes(run: RunRecord, size: tuple[float, float]) -> tuple[Figure, Axes]:
             text = TASK_NAMES.get(name, name)
             axes.annotate(text, middle, xycoords=("data", "axes fraction"), ha="center", fontsize=8.5, color="#6b7588")
     if run.stages:
-        axes.set_xlim(-0.5, run.stages[-1][2] + 0.5)
+        axes.set_xlim(0, max(run.stages[-1][2], 1))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if size[0] > 4:
         axes.set_xlabel("iteration")
     return figure, axes
 
 
-def _finish(figure: Figure, axes: Axes, has_legend: bool) -> str:
-    if has_legend:
-        axes.legend(loc="best", fontsize=8)
-    return _svg(figure)
-
-
 def _svg(figure: Figure) -> str:
     """The figure as an <svg> element that scales with its column."""
     stream = io.StringIO()
-    figure.savefig(
-        stream, format="svg", bbox_inches="tight", pad_inches=0.04, transparent=True, metadata={"Date": None}
-    )
+    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     element = stream.getvalue()
     element = element[element.index("<svg") :]
     # Several figures share the page: groups need no names, and the size is the column's.
     element = re.sub(r'<g id="[^"]*"', "<g", element)
-    return re.sub(
-        r'(<svg [^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", element, count=1), count=1
-    )
+    head, rest = element.split(">", 1)
+    return re.sub(r' (width|height)="[^"]*"', "", head) + ">" + rest

@@ -47,7 +47,8 @@ def percent(value: float) -> str:
 
 def points(value: float) -> str:
     """A signed difference of shares in points; a real minus sign."""
-    return "–" if math.isnan(value) else f"{100 * value:+.1f}".replace("-", "−")
+    # Adding 0 keeps what rounds to 0 from being shown as -0.0.
+    return "–" if math.isnan(value) else f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "−")
 
 
 def change(found: Interval | None, what: str) -> str:
@@ -178,7 +179,7 @@ def _task_skills(run: RunRecord, task: str) -> str:
             cells += f"<td>{over}</td>"
         lines.append(f"<tr><td>{escape(skill) or '(none)'}</td>{cells}</tr>")
     head = "".join(f"<th>{escape(label)}</th>" for label in columns)
-    head += "<th>change</th>" if BASE in columns and last != BASE else ""
+    head += "<th>change over base</th>" if BASE in columns and last != BASE else ""
     table = f"<table><thead><tr><th>skill</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     svg = figures.skill_figure(skills, columns)
     return f'<div class="card"><h3>{task_name(task)}</h3>{svg}<div class="scroll">{table}</div></div>'
@@ -195,17 +196,17 @@ def _diagnostics(run: RunRecord) -> str:
         if names:
             parts.append(_figure(title, figures.metric_curve(run, names)))
         else:
-            absent.append(title.lower())
+            absent.append(title)
     for task in run.tasks:
         own = sorted(name for name in logged if name.startswith(f"reward/{task}/"))
         if own:
             legends = {name: name.rpartition("/")[2] for name in own}
             parts.append(
-                _figure(f"{TASK_NAMES.get(task, task)}: reward’s components", figures.metric_curve(run, legends))
+                _figure(f"Reward components, {TASK_NAMES.get(task, task)}", figures.metric_curve(run, legends))
             )
     times = {name: label for name, label in TIMES.items() if name in logged}
     parts += [_figure("Seconds an iteration", figures.metric_curve(run, times))] if times else []
-    note = f'<p class="note">Not logged by this algorithm: {escape(", ".join(absent))}.</p>' if absent else ""
+    note = f'<p class="note">Not logged: {escape("; ".join(absent))}.</p>' if absent else ""
     return f'<h2>Diagnostics</h2>{note}<div class="small">{"".join(parts)}</div>'
 
 

@@ -63,7 +63,7 @@ class FlowGRPO(Algorithm):
         for index, step in enumerate(trajectory.steps):
             transition = self._transition(learning, chunk, index, step)
             rho = ratio(log_prob(transition, trajectory.next_latents[:, index]), trajectory.log_probs[:, index])
-            loss = clipped_surrogate(rho, chunk.advantages, self.clip_range).mean()
+            loss = clipped_surrogate(rho, chunk.advantages.to(rho.device), self.clip_range).mean()
             learning.report(policy_loss=loss, ratio=rho, clip_fraction=clip_fraction(rho, self.clip_range))
             learning.report(approx_kl=approx_kl(rho.log(), torch.zeros_like(rho)), ratio_error=(rho - 1).abs().max())
             if self.kl_coef > 0:

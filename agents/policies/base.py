@@ -39,6 +39,10 @@ class FlowPolicy(ABC):
         """(height, width) of decoded images in pixels."""
 
     @abstractmethod
+    def to(self, device: torch.device | str) -> None:
+        """Move every part to a device."""
+
+    @abstractmethod
     def encode(self, prompts: Sequence[PromptLike]) -> Condition:
         """Encode prompts of one kind (all with, or all without source images), negatives included: [B, ...]."""
 

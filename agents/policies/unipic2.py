@@ -74,11 +74,18 @@ def _unpatchify(patches: Tensor, shape: torch.Size, patch_size: int) -> Tensor:
     return grid.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, height, width)
 
 
+Device = torch.device | str
+
+
 class PromptEncoder(Protocol):
     """Texts to (states [B, L, D], pooled [B, P]); the length may depend on whether there is a source image."""
 
     def encode(self, texts: Sequence[str], has_source: bool) -> tuple[Tensor, Tensor]:
         """Encode a batch of texts."""
+        ...
+
+    def to(self, device: Device, /) -> Any:
+        """Move to a device."""
         ...
 
 
@@ -91,6 +98,10 @@ class ImageCodec(Protocol):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to images."""
+        ...
+
+    def to(self, device: Device, /) -> Any:
+        """Move to a device."""
         ...
 
 
@@ -133,6 +144,11 @@ class KontextPolicy(FlowPolicy):
     def image_size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         return self._image_size
+
+    def to(self, device: Device) -> None:
+        """Move transformer, prompt encoder and codec to a device."""
+        for part in (self._transformer, self.prompt_encoder, self.codec):
+            part.to(device)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[PromptLike]) -> Condition:

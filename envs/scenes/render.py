@@ -14,11 +14,13 @@ Float = NDArray[np.float32]
 
 
 def _circle(x: Float, y: Float) -> Float:
-    return np.asarray(np.hypot(x, y) - 1, np.float32)
+    distance: Float = np.hypot(x, y) - np.float32(1)
+    return distance
 
 
 def _square(x: Float, y: Float) -> Float:
-    return np.maximum(abs(x), abs(y)) - np.float32(HALF_EXTENTS["square"][0])
+    distance: Float = np.maximum(abs(x), abs(y)) - np.float32(HALF_EXTENTS["square"][0])
+    return distance
 
 
 def _diamond(x: Float, y: Float) -> Float:
@@ -30,7 +32,8 @@ def _triangle(x: Float, y: Float) -> Float:
     """Equilateral, one side below; the centroid is the in-centre, so three half planes at the in-radius bound it."""
     in_radius = np.float32(HALF_EXTENTS["triangle"][2])
     slope = abs(x) * np.float32(math.sqrt(3) / 2) - y / 2
-    return np.maximum(slope, y) - in_radius
+    distance: Float = np.maximum(slope, y) - in_radius
+    return distance
 
 
 def _cross(x: Float, y: Float) -> Float:
@@ -38,7 +41,8 @@ def _cross(x: Float, y: Float) -> Float:
     x, y = abs(x), abs(y)
     upright = np.maximum(x - arm / 3, y - arm)
     level = np.maximum(x - arm, y - arm / 3)
-    return np.minimum(upright, level)
+    distance: Float = np.minimum(upright, level)
+    return distance
 
 
 _DISTANCE: dict[str, Callable[[Float, Float], Float]] = {

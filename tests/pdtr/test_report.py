@@ -42,10 +42,10 @@ def evaluate(logbook: Logbook, task: str, iteration: int, label: str, strict: np
     logbook.evaluation(row, ids, skills, strict, 0.5 * strict, images(iteration))
 
 
-def iterate(logbook: Logbook, iteration: int, stage: str) -> None:
-    row = {"iteration": iteration, "seconds": 2.0 * iteration, "stage": 0, "stage_name": stage, "tasks": [stage]}
-    row |= {f"reward/{stage}": 0.3 + 0.01 * iteration, f"zero_std_ratio/{stage}": 0.25, "grad_norm": 0.5}
-    logbook.metrics(row | {"kl_loss": 1e-3, f"reward/{stage}/strict": 0.2, "seconds_rollout": 1.0})
+def iterate(logbook: Logbook, iteration: int, stage: str, task: str = "edit") -> None:
+    row = {"iteration": iteration, "seconds": 2.0 * iteration, "stage": 0, "stage_name": stage, "tasks": [task]}
+    row |= {f"reward/{task}": 0.3 + 0.01 * iteration, f"zero_std_ratio/{task}": 0.25, "grad_norm": 0.5}
+    logbook.metrics(row | {"kl_loss": 1e-3, f"reward/{task}/strict": 0.2, "seconds_rollout": 1.0})
 
 
 def build(folder: Path, stages: tuple[str, ...] = ("edit", "t2i"), tasks: tuple[str, ...] = ("edit", "t2i")) -> Path:
@@ -65,7 +65,7 @@ def build(folder: Path, stages: tuple[str, ...] = ("edit", "t2i"), tasks: tuple[
         evaluate(logbook, task, 0, "base", scores(SUCCESSES[task]["base"]))
     for index, stage in enumerate(stages):
         for iteration in range(10 * index + 1, 10 * index + 11):
-            iterate(logbook, iteration, stage)
+            iterate(logbook, iteration, stage, stage)
         for task in tasks:
             evaluate(logbook, task, 10 * index + 5, "", scores(20))
             evaluate(logbook, task, 10 * index + 10, f"after {stage}", scores(SUCCESSES[task][f"after {stage}"]))
