@@ -76,5 +76,6 @@ def tiny_policy() -> Any:
     policy = ScenesPolicy(ScenesPolicyConfig(words, latent_channels=16, width=32, num_layers=2, num_heads=2), seed=3)
     # SD3's output layer starts at zero, so that a fresh model ignores its input; a test wants one that does not.
     for parameter in policy.transformer.parameters():
-        parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+        generator = torch.Generator().manual_seed(parameter.numel())
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
     return policy

@@ -42,7 +42,7 @@ class DiffusionNFT(Algorithm):
         old_max: see above; 0.5 published.
         old_delay: see above, in updates; 0 published (75 for OCR).
         advantage_std: divide by the group's, the batch's or no standard deviation.
-        sigma_law: law of the fresh sigmas.
+        sigma_law: law of the fresh sigmas, before the rollout sampler's shift.
     """
 
     rollout_sampler: Sampler = field(default_factory=ODE)
@@ -105,4 +105,4 @@ class DiffusionNFT(Algorithm):
 
     def _sigmas(self, count: int, generator: torch.Generator) -> Tensor:
         law = uniform_sigmas if self.sigma_law == "uniform" else logit_normal_sigmas
-        return law(count, generator)
+        return law(count, generator, shift=self.rollout_sampler.shift)

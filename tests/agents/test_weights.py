@@ -93,7 +93,8 @@ def test_only_the_current_version_has_gradients(tiny_policy: ScenesPolicy, make:
     assert weights.parameters()
     assert all(p.requires_grad for p in weights.parameters())
     with weights.use("reference"):
-        assert not any(p.requires_grad for name, p in tiny_policy.transformer.named_parameters() if "current" not in name)
+        named = tiny_policy.transformer.named_parameters()
+        assert not any(parameter.requires_grad for name, parameter in named if "current" not in name)
 
 
 def test_unknown_version_is_named(tiny_policy: ScenesPolicy, make: Make) -> None:
@@ -107,5 +108,6 @@ def test_lora_trains_few_parameters_and_leaves_the_base_alone(tiny_policy: Scene
     weights = LoraWeights(tiny_policy, LoraSettings(2, 4))
     _train_a_little(weights, tiny_policy)
     assert sum(p.numel() for p in weights.parameters()) < 0.1 * sum(p.numel() for p in base.values())
-    kept = {name.replace(".base_layer", ""): p for name, p in tiny_policy.transformer.named_parameters() if "lora" not in name}
+    named = tiny_policy.transformer.named_parameters()
+    kept = {name.replace(".base_layer", ""): p for name, p in named if "lora" not in name}
     assert all(torch.equal(kept[name], tensor) for name, tensor in base.items())

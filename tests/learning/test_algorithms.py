@@ -36,9 +36,8 @@ IDS = ["flow_grpo", "dance_grpo", "cps", "diffusion_nft"]
 def _envs(reward: object = redness, num_envs: int = 8) -> list[gymnasium.vector.VectorEnv]:
     kwargs = {"reward": reward, "prompts": FixedPool(PROMPTS), "image_size": (48, 48)}
     mode = gymnasium.VectorizeMode.VECTOR_ENTRY_POINT
-    return [
-        gymnasium.make_vec("pdtr/TextToImage-v0", num_envs=num_envs, vectorization_mode=mode, **kwargs) for _ in range(2)
-    ]
+    name = "pdtr/TextToImage-v0"
+    return [gymnasium.make_vec(name, num_envs=num_envs, vectorization_mode=mode, **kwargs) for _ in range(2)]
 
 
 def _learner(policy: ScenesPolicy, algorithm: Algorithm, weights: PolicyWeights, lr: float = 3e-3) -> Learner:
@@ -132,9 +131,8 @@ def test_a_gradient_that_is_not_finite_is_left_out(tiny_policy: ScenesPolicy) ->
 
 
 def test_collect_gives_the_same_rewards_for_any_chunk_size(tiny_policy: ScenesPolicy) -> None:
-    wholes = [
-        collect(tiny_policy, _envs(num_envs=size), PROMPTS, Draw(8, 0, keep_images=True), FlowSDE(4)) for size in (4, 8, 16)
-    ]
+    draw = Draw(8, 0, keep_images=True)
+    wholes = [collect(tiny_policy, _envs(num_envs=size), PROMPTS, draw, FlowSDE(4)) for size in (4, 8, 16)]
     for other in wholes[1:]:
         assert torch.allclose(wholes[0].rewards, other.rewards, atol=1e-3)
         assert torch.equal(wholes[0].group_ids, other.group_ids)

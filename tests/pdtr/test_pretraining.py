@@ -48,7 +48,8 @@ def test_a_resumed_run_equals_the_one_that_was_never_stopped(tmp_path: Path) -> 
 
 
 def test_both_tasks_are_learnt(tmp_path: Path) -> None:
-    config = replace(SMALL, num_steps=40, num_evaluated=32, output_dir=tmp_path, checkpoint_every=100, evaluate_every=100)
+    rare = {"checkpoint_every": 100, "evaluate_every": 100}
+    config = replace(SMALL, num_steps=40, num_evaluated=32, output_dir=tmp_path, **rare)
     before = held_out_losses(config, make_policy(config))
     after = held_out_losses(config, ScenesPolicy.load(pretrain(config, report=lambda line: None)))
     assert after["t2i"] < 0.85 * before["t2i"]
