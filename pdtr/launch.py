@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shlex
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pdtr.config import TrainConfig
     from pdtr.tasks import Task
 
@@ -66,9 +69,26 @@ def train(
             trainer.logbook.truncate(0)
         trainer.train()
     with trainer.weights.use(trainer.evaluated_version):
+        if config.lora is not None:
+            policy.transformer = merged(policy.transformer)
         policy.save(config.output_dir / "policy")
     report: Path = write_report(config.output_dir)
     return report
+
+
+def merged(transformer: nn.Module) -> nn.Module:
+    """The transformer with its active adapters added into the layers that they adapt.
+
+    Saved so, a policy trained with LoRA loads as any other.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    plain = copy.deepcopy(transformer)
+    for name, module in list(plain.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            plain.set_submodule(name, module.get_base_layer())
+    return plain
 
 
 def _prepare(folder: Path, resume: bool) -> Path | None:

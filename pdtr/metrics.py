@@ -21,11 +21,13 @@ def rollout_metrics(task: str, rollout: Rollout, group_size: int) -> dict[str, f
     groups = rollout.rewards.reshape(-1, group_size)
     available = ~groups.isnan()
     count = available.sum(1).clamp_min(1)
+    rewards = rollout.rewards.numpy()
+    available_rewards = rewards[available.flatten().numpy()]
     means = torch.where(available, groups, 0.0).sum(1) / count
     squares = torch.where(available, (groups - means[:, None]).square(), 0.0).sum(1) / count
     row = {
-        f"reward/{task}": mean(rollout.rewards.numpy()),
-        f"reward_std/{task}": float(rollout.rewards[~rollout.rewards.isnan()].std(correction=0)),
+        f"reward/{task}": mean(rewards),
+        f"reward_std/{task}": float(available_rewards.std()) if len(available_rewards) else float("nan"),
         f"group_std/{task}": float(squares.sqrt().mean()),
         f"zero_std_ratio/{task}": float((squares < 1e-12).float().mean()),
         f"missing_ratio/{task}": float((~available).float().mean()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,12 @@ if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
 
     from envs.prompts import PromptPool
+    from envs.scenes.grammar import Split
     from rewards.base import Prompt, Reward
 
 ENV_IDS = {"t2i": "pdtr/TextToImage-v0", "edit": "pdtr/ImageEditing-v0"}
+# How many times as many prompts are drawn where some repeat: a third of them at worst, single objects apart.
+_SPARE = 4
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Task:
         pool: where training prompts come from.
         reward: what is trained on.
         tune: held-out prompts for the curves and for the ends of stages.
-        final: held-out prompts for the table, disjoint from ``tune`` and never used for choosing.
+        final: held-out prompts for the table, other than ``tune``'s and never used for choosing.
         image_size: (height, width) in pixels.
         success: the reward's component that counts as success in evaluations; where the reward has none of that name
             its total is shown instead.
@@ -60,7 +63,8 @@ def scenes_tasks(num_tune: int, num_final: int, rewards: Mapping[str, Reward] | 
 
     Args:
         num_tune: held-out prompts a task for the curves.
-        num_final: held-out prompts a task for the table; another draw, without the curves' prompts.
+        num_final: held-out prompts a task for the table; another draw, without the curves' prompts as far as a
+            skill's few texts allow.
         rewards: trained on in place of the ground truth, by task; evaluation keeps the ground truth.
     """
     from envs.scenes.rewards import edit_reward, t2i_reward
@@ -75,7 +79,7 @@ def scenes_tasks(num_tune: int, num_final: int, rewards: Mapping[str, Reward] | 
     tasks = {}
     for name, suite in suites.items():
         tune = suite("held_out", num_tune, 1)
-        final = _without(suite("held_out", num_final, 2), tune)
+        final = _disjoint(suite, num_final, tune)
         pool = ScenesPool(name, "train")
         tasks[name] = Task(name, pool, truth[name], tune, final, (CANVAS, CANVAS))
         if rewards and name in rewards:
@@ -83,11 +87,23 @@ def scenes_tasks(num_tune: int, num_final: int, rewards: Mapping[str, Reward] | 
     return tasks
 
 
-def _without(prompts: Sequence[Prompt], others: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts whose text and source are not among the others'."""
+def _disjoint(suite: Callable[[Split, int, int], list[Prompt]], count: int, tune: Sequence[Prompt]) -> list[Prompt]:
+    """``count`` held-out prompts, the skills in turn, without the texts (in editing: with their sources) of ``tune``.
 
-    def key(prompt: Prompt) -> tuple[str, ...]:
-        return (prompt.text, *(str(image.tobytes()) for image in prompt.source_images))
+    Where ``tune`` has taken some, more are drawn. A skill with fewer texts than that needs (a single object held out
+    has seven in all) repeats those of ``tune`` in the end: the table's skills stay balanced, and none is left out.
+    """
+    seen = {_key(prompt) for prompt in tune}
+    found = suite("held_out", count, 2)
+    if not any(_key(prompt) in seen for prompt in found):
+        return found
+    by_skill: dict[str, list[Prompt]] = {}
+    for prompt in suite("held_out", _SPARE * count, 2):
+        by_skill.setdefault(prompt.metadata["tag"], []).append(prompt)
+    # Sorting is stable: the new ones come first, in the suite's order.
+    queues = {skill: iter(sorted(of_skill, key=lambda p: _key(p) in seen)) for skill, of_skill in by_skill.items()}
+    return [next(queues[prompt.metadata["tag"]]) for prompt in found]
 
-    seen = {key(prompt) for prompt in others}
-    return [prompt for prompt in prompts if prompt.source_images == () or key(prompt) not in seen]
+
+def _key(prompt: Prompt) -> tuple[str | bytes, ...]:
+    return (prompt.text, *(image.tobytes() for image in prompt.source_images))

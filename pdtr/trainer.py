@@ -6,6 +6,7 @@ counters: a run that was killed goes on to the same bits as one that was not.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,7 +61,8 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, tasks: Mapping[str, Task], policy: FlowPolicy, progress: Progress) -> None:
         self.config, self.tasks, self.policy, self.progress = config, tasks, policy, progress
-        self.curriculum = config.curriculum
+        # A copy: the configuration's must stay as it was given, for another run of the same configuration.
+        self.curriculum = copy.deepcopy(config.curriculum)
         self.logbook = Logbook(config.output_dir)
         self.weights = make_weights(config, policy)
         self.learner = Learner(
@@ -97,7 +99,7 @@ class Trainer:
         row |= {"tasks": [part.task for part in plan.parts]}
         for part, rollout in zip(plan.parts, rollouts, strict=True):
             row |= rollout_metrics(part.task, rollout, self.config.group_size)
-        row |= self.learner.update(rollouts)
+        row |= self._learn(rollouts)
         rewards = {
             part.task: rollout.rewards.numpy().reshape(len(part.prompts), -1)
             for part, rollout in zip(plan.parts, rollouts, strict=True)
@@ -136,6 +138,12 @@ class Trainer:
             rollout = collect(self.policy, self._envs[part.task], part.prompts, draw, algorithm.sampler())
         rollout = rollout.with_rewards(weighted(rollout, plan.reward_weights))
         return rollout.with_advantages(algorithm.advantages(rollout))
+
+    def _learn(self, rollouts: list[Rollout]) -> dict[str, float]:
+        """Update, unless no reward at all was available: momentum would move the weights all the same."""
+        if all(bool(rollout.rewards.isnan().all()) for rollout in rollouts):
+            return {"skipped_updates": 1.0}
+        return self.learner.update(rollouts)
 
     @property
     def evaluated_version(self) -> Version:
