@@ -188,7 +188,7 @@ def held_out_losses(config: PretrainConfig, policy: ScenesPolicy) -> dict[str, f
 
 
 def pretrain(config: PretrainConfig, resume: bool = False, report: Callable[[str], None] = print) -> Path:
-    """Pre-train, checkpoint as it goes, and save the averaged policy under ``output_dir / "policy"``.
+    """Pre-train, checkpoint as it goes, and save the averaged policy, in float16, under ``output_dir / "policy"``.
 
     Args:
         config: see :class:`PretrainConfig`.
@@ -226,7 +226,7 @@ def pretrain(config: PretrainConfig, resume: bool = False, report: Callable[[str
         if steps_done % config.checkpoint_every == 0:
             _checkpoint(config.output_dir, steps_done, policy, average, optimizers)
             average.save(config.output_dir / "policy")
-    average.save(config.output_dir / "policy")
+    average.save(config.output_dir / "policy", torch.float16)
     return config.output_dir / "policy"
 
 

@@ -161,7 +161,7 @@ def format_study(study: Study, found: Sequence[Gain]) -> str:
     return "\n\n".join(
         [
             f"Machine: {describe_machine()}",
-            "Held-out strict success, %, mean over seeds with Student's 95 % interval (the base is one policy: no width)\n"
+            "Held-out strict success, %, mean over seeds with Student's 95 % interval (none for the one base)\n"
             + _scores_table(study),
             "Differences, points, with 95 % intervals over seeds (Student) and over prompts (paired bootstrap, seeds "
             "pooled)\n" + _gains_table(found),
