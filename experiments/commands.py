@@ -16,6 +16,8 @@ import tyro
 from experiments.flags import Usage, parse, parse_run
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from agents.policies.scenes import ScenesPolicy
     from rewards.base import Images
 
@@ -69,10 +71,37 @@ def pretrain(arguments: Sequence[str]) -> None:
     if config.output_dir.exists() and not config.output_dir.is_dir():
         raise ValueError(f"{config.output_dir}: expected a folder, got a file; choose another --output-dir")
     try:
-        folder = run(config, resume=resume)
+        with _bar() as bar:
+            task = bar.add_task("pre-training", total=config.num_steps, loss=float("nan"))
+
+            def on_step(steps_done: int, loss: float) -> None:
+                bar.update(task, completed=steps_done, loss=loss)
+
+            folder = run(config, resume, bar.console.print, on_step)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_how_to_go_on(["pretrain", name, *flags], started=True)) from None
     print(f"policy: {folder}")
+
+
+def _bar() -> Progress:
+    """A bar with the time left and the loss; lines printed to its console scroll by above it."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+    )
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ _PACKAGES = ("pdtr", "torch", "diffusers", "transformers", "gymnasium", "peft", 
 def train(
     config: TrainConfig, tasks: Mapping[str, Task] | None = None, resume: bool = False, recipe: str = "custom"
 ) -> Path:
-    """Train, then write the policy and the report.
+    """Train, then write the policy, a picture of before and after, and the report.
 
     Args:
         config: the run.
@@ -46,6 +46,7 @@ def train(
     from accelerate import Accelerator
 
     from agents.policies.scenes import ScenesPolicy
+    from pdtr.picture import write_picture
     from pdtr.progress import Progress
     from pdtr.report import write_report
     from pdtr.tasks import scenes_tasks
@@ -72,6 +73,8 @@ def train(
         if config.lora is not None:
             policy.transformer = merged(policy.transformer)
         policy.save(config.output_dir / "policy")
+    if config.evaluation.num_grid:
+        write_picture(config.output_dir)
     report: Path = write_report(config.output_dir)
     return report
 

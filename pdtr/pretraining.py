@@ -187,13 +187,19 @@ def held_out_losses(config: PretrainConfig, policy: ScenesPolicy) -> dict[str, f
     return losses
 
 
-def pretrain(config: PretrainConfig, resume: bool = False, report: Callable[[str], None] = print) -> Path:
+def pretrain(
+    config: PretrainConfig,
+    resume: bool = False,
+    report: Callable[[str], None] = print,
+    on_step: Callable[[int, float], None] = lambda steps_done, loss: None,
+) -> Path:
     """Pre-train, checkpoint as it goes, and save the averaged policy, in float16, under ``output_dir / "policy"``.
 
     Args:
         config: see :class:`PretrainConfig`.
         resume: go on from the last checkpoint under ``output_dir``, if there is one.
         report: where lines of progress go.
+        on_step: told the steps done and the loss after each, for a progress bar.
 
     Returns:
         The folder of the policy.
@@ -216,6 +222,7 @@ def pretrain(config: PretrainConfig, resume: bool = False, report: Callable[[str
     for steps_done, loss in train_steps(config, policy, optimizers, first):
         # The average's window grows with the run, so that early weights do not linger in a short one.
         average_into(average.parts, policy.parts, min(config.ema_decay, steps_done / (steps_done + 10)))
+        on_step(steps_done, loss)
         if steps_done % config.evaluate_every == 0 or steps_done == config.num_steps:
             seconds = (time.monotonic() - started) / (steps_done - first)
             losses = "  ".join(f"{task} {value:.4f}" for task, value in held_out_losses(config, average).items())

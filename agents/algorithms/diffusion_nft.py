@@ -43,6 +43,8 @@ class DiffusionNFT(Algorithm):
         old_delay: see above, in updates; 0 published (75 for OCR).
         advantage_std: divide by the group's, the batch's or no standard deviation.
         sigma_law: law of the fresh sigmas, before the rollout sampler's shift.
+        is_guided: the loss's velocities have the rollout sampler's guidance too, and both branches learn. The published
+            method is free of guidance everywhere.
     """
 
     rollout_sampler: Sampler = field(default_factory=ODE)
@@ -55,6 +57,7 @@ class DiffusionNFT(Algorithm):
     old_delay: int = 0
     advantage_std: AdvantageStd = "global"
     sigma_law: str = "uniform"
+    is_guided: bool = False
 
     def __post_init__(self) -> None:
         if not self.beta > 0 or self.kl_coef < 0 or self.num_sigmas < 1 or not self.max_advantage > 0:
@@ -81,19 +84,20 @@ class DiffusionNFT(Algorithm):
         """One term a fresh (sigma, noise) pair."""
         x_0, condition = chunk.trajectory.x_0, chunk.trajectory.condition
         r = nft_reward_weight(chunk.advantages, self.max_advantage).to(x_0.device)
+        guidance_scale = self.rollout_sampler.guidance_scale if self.is_guided else 1.0
         for _ in range(self.num_sigmas):
             sigma = self._sigmas(len(x_0), learning.generator).to(x_0.device)
             noise = torch.randn(x_0.shape, generator=learning.generator).to(x_0.device)
             x_t = interpolate(x_0, noise, sigma).to(x_0.dtype)
-            velocity = learning.policy.velocity(x_t, sigma, condition)
+            velocity = learning.policy.velocity(x_t, sigma, condition, guidance_scale)
             with torch.no_grad(), learning.weights.use("old"):
-                old_velocity = learning.policy.velocity(x_t, sigma, condition)
+                old_velocity = learning.policy.velocity(x_t, sigma, condition, guidance_scale)
             positive, negative = nft_implicit_losses(velocity, old_velocity, x_t, x_0, sigma, self.beta)
             loss = self.max_advantage * nft_loss(r, positive, negative, self.beta).mean()
             learning.report(policy_loss=loss, old_distance=velocity_mse(velocity, old_velocity))
             if self.kl_coef > 0:
                 with torch.no_grad(), learning.weights.use("reference"):
-                    reference = learning.policy.velocity(x_t, sigma, condition)
+                    reference = learning.policy.velocity(x_t, sigma, condition, guidance_scale)
                 divergence = velocity_mse(velocity, reference).mean()
                 learning.report(kl_loss=divergence)
                 loss = loss + self.kl_coef * divergence
