@@ -26,7 +26,8 @@ def pdtr_scenes() -> TrainConfig:
     from pdtr.curriculum import pdtr_curriculum
 
     # The base was trained with this shift; most of what is where is decided at high sigma.
-    sampler = ODE(num_inference_steps=10, shift=4.0)
+    # Guidance 2.5 lifts the base's success by half on both tasks; what it draws is learnt into the unguided velocity.
+    sampler = ODE(num_inference_steps=8, guidance_scale=2.5, shift=4.0)
     return TrainConfig(
         output_dir=Path("runs/pdtr_scenes"),
         algorithm=DiffusionNFT(
@@ -62,7 +63,7 @@ def smoke() -> TrainConfig:
     from pdtr.curriculum import pdtr_curriculum
 
     config = pdtr_scenes()
-    sampler = ODE(num_inference_steps=6, shift=4.0)  # Enough to leave the noise; quality is not the point.
+    sampler = ODE(num_inference_steps=4, shift=4.0)  # Enough to leave the noise; quality is not the point.
     return replace(
         config,
         output_dir=Path("runs/smoke"),
