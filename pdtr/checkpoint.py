@@ -53,7 +53,11 @@ class CheckpointError(ValueError):
     """
 
     def __init__(self, folder: Path, problem: str, previous: Path | None = None) -> None:
-        offer = "there is no whole checkpoint before it" if previous is None else f"go on from {previous} instead"
+        offer = (
+            "there is no whole checkpoint before it"
+            if previous is None
+            else f"to go on from {previous.name}, delete {folder} and resume"
+        )
         super().__init__(f"checkpoint {folder}: {problem}; {offer}")
         self.folder, self.previous = folder, previous
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pdtr.tasks import Task
 
 BASE = Path(__file__).parent / "base"
+# A curriculum checks its own state; the rest changes how a run goes on, not what comes of it.
+_FREE_TO_CHANGE = {"output_dir", "curriculum", "num_threads", "checkpoint_every", "keep_checkpoints"}
 _PACKAGES = ("pdtr", "torch", "diffusers", "transformers", "gymnasium", "peft", "accelerate", "numpy", "safetensors")
 
 
@@ -113,9 +115,14 @@ def _prepare(folder: Path, resume: bool) -> Path | None:
 
 
 def _write_config(config: TrainConfig, recipe: str) -> None:
-    """What the run was, for the report; written once, atomically."""
+    """What the run is, for the report; written once, atomically. A resumed run has to be the same one.
+
+    Raises:
+        ValueError: a setting that the run's results depend on has another value than the run was started with.
+    """
     path = config.output_dir / "config.json"
     if path.exists():
+        _check_same(json.loads(path.read_text())["config"], plain(config))
         return
     content = {
         "recipe": recipe,
@@ -128,6 +135,15 @@ def _write_config(config: TrainConfig, recipe: str) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(temporary, path)
+
+
+def _check_same(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    for name in sorted(asked.keys() - _FREE_TO_CHANGE):
+        if recorded.get(name) != asked[name]:
+            raise ValueError(
+                f"--resume: expected the settings that the run was started with, got {name} = {asked[name]} where the "
+                f"run has {recorded.get(name)}; give its own value, or start another run"
+            )
 
 
 def _command() -> str:

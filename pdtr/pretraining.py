@@ -3,8 +3,8 @@
 The loss is ``|v(x_sigma, sigma, c) - (noise - x_0)|^2`` with logit-normal sigma. An optimiser step sees one batch of
 each task. Every draw is seeded by (seed, step), so a resumed run repeats the one that was never stopped.
 
-Differs: Muon (https://kellerjordan.github.io/posts/muon/) for the blocks' matrices in place of AdamW alone, a linear
-decay in place of a cosine: both reached the same loss in about half the CPU time on the embedded world (LOG.md).
+Differs: Muon (https://kellerjordan.github.io/posts/muon/) for the blocks' matrices in place of AdamW alone, and a
+linear decay over the last steps in place of a cosine, so that a run can be made longer before it decays. CPU only.
 """
 
 from __future__ import annotations
@@ -203,6 +203,9 @@ def pretrain(
 
     Returns:
         The folder of the policy.
+
+    Raises:
+        ValueError: the folder holds a run and ``resume`` is not asked for.
     """
     import torch
 
@@ -214,7 +217,11 @@ def pretrain(
     average = copy.deepcopy(policy)
     optimizers = make_optimizers(config, policy)
     first = 0
-    last = checkpoint.latest(config.output_dir) if resume else None
+    last = checkpoint.latest(config.output_dir)
+    if last is not None and not resume:
+        raise ValueError(
+            f"{config.output_dir}: expected a new folder, got one with {last.name}; pass --resume, or another one"
+        )
     if last is not None:
         first = _restore(last, policy, average, optimizers)
         report(f"resumed at step {first} from {last}")

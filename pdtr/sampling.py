@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,30 +57,37 @@ def load_policy(folder: Path) -> ScenesPolicy:
 
 
 def evaluation_sampler(folder: Path | None, **changes: float | None) -> ODE:
-    """The deterministic sampler that a run was evaluated with; the default one for a folder that is no run's.
+    """How images are drawn: as a run was evaluated, or as a policy says of itself.
 
     Args:
-        folder: of a run or of a policy.
+        folder: of a run or of a policy; None is the base that ships with the package.
         changes: fields to set; None leaves them.
 
     Raises:
-        ValueError: the run's configuration cannot be read, or a field is out of its range.
+        ValueError: the configuration cannot be read, or a field is out of its range.
     """
     from agents.samplers import ODE
+    from pdtr.launch import BASE
 
+    path = (folder or BASE) / "config.json"
     recorded: dict[str, Any] = {}
-    path = None if folder is None else folder / "config.json"
-    if path is not None and path.is_file():
+    if path.is_file():
         try:
-            sampler = json.loads(path.read_text())["config"]["evaluation"]["sampler"]
-            recorded = {name: sampler[name] for name in ("num_inference_steps", "guidance_scale", "shift")}
+            recorded = _recorded_sampler(json.loads(path.read_text()))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}: expected JSON, got a damaged file ({error})") from error
-        except KeyError:
-            # A policy's own config.json has no evaluation in it.
-            recorded = {}
     chosen: dict[str, Any] = recorded | {name: value for name, value in changes.items() if value is not None}
     return ODE(**chosen)
+
+
+def _recorded_sampler(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampler in a run's configuration, else in a policy's."""
+    run = config.get("config")
+    if isinstance(run, Mapping):
+        sampler = run["evaluation"]["sampler"]
+        return {name: sampler[name] for name in ("num_inference_steps", "guidance_scale", "shift")}
+    names = {"num_inference_steps": "num_inference_steps", "guidance_scale": "guidance_scale", "shift": "sigma_shift"}
+    return {name: config[key] for name, key in names.items() if key in config}
 
 
 def load_source_image(path: Path, image_size: tuple[int, int]) -> tuple[Images, tuple[int, int]]:

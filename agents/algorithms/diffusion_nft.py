@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -36,11 +37,11 @@ class DiffusionNFT(Algorithm):
         rollout_sampler: how rollouts are drawn.
         beta: strength of the implicit policies; 1 for one reward, 0.1 for several, in the published settings.
         kl_coef: weight of the velocity's distance to the reference; 1e-4 published.
-        max_advantage: A_max.
+        max_advantage: A_max, the advantage from which on a sample counts as wholly good or bad.
         num_sigmas: fresh (sigma, noise) pairs a sample; each is one term.
-        old_rate: see above; 0.001 published.
-        old_max: see above; 0.5 published.
-        old_delay: see above, in updates; 0 published (75 for OCR).
+        old_rate: how much the old policy's decay grows an update; 0.001 published.
+        old_max: the largest decay of the old policy; 0.5 published.
+        old_delay: updates during which the old policy stays equal to the current one; 0 published (75 for OCR).
         advantage_std: divide by the group's, the batch's or no standard deviation.
         sigma_law: law of the fresh sigmas, before the rollout sampler's shift.
         is_guided: the loss's velocities have the rollout sampler's guidance too, and both branches learn. The published
@@ -56,7 +57,7 @@ class DiffusionNFT(Algorithm):
     old_max: float = 0.5
     old_delay: int = 0
     advantage_std: AdvantageStd = "global"
-    sigma_law: str = "uniform"
+    sigma_law: Literal["uniform", "logit_normal"] = "uniform"
     is_guided: bool = False
 
     def __post_init__(self) -> None:

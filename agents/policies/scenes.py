@@ -37,6 +37,9 @@ class ScenesPolicyConfig:
         num_heads: attention heads.
         text_length: padded words of a prompt.
         edit_text_length: padded words of an instruction.
+        num_inference_steps: how the policy is drawn from where nothing else is said: ODE steps,
+        guidance_scale: guidance,
+        sigma_shift: and the schedule's shift, which is the one that it was trained with.
     """
 
     vocabulary: tuple[str, ...]
@@ -48,6 +51,9 @@ class ScenesPolicyConfig:
     num_heads: int = 4
     text_length: int = 14
     edit_text_length: int = 24
+    num_inference_steps: int = 8
+    guidance_scale: float = 2.5
+    sigma_shift: float = 4.0
 
 
 class _Words(nn.Module):

@@ -449,3 +449,12 @@ def test_runs_are_not_written_over_and_not_resumed_from_nothing(tmp_path: Path, 
     with pytest.raises(ValueError, match=r"run: expected a new folder, got one that holds a run; pass --resume, or"):
         train(config, make_tasks())
     assert {path: path.stat().st_mtime_ns for path in config.output_dir.rglob("*")} == before
+
+
+def test_a_resumed_run_keeps_its_settings() -> None:
+    from pdtr.launch import _check_same, plain
+
+    recorded = plain(TrainConfig())
+    _check_same(recorded, plain(replace(TrainConfig(), num_threads=7, output_dir=Path("elsewhere"))))
+    with pytest.raises(ValueError, match=r"got learning_rate = 0\.5 where the run has 0\.0001"):
+        _check_same(recorded, plain(replace(TrainConfig(), learning_rate=0.5)))
