@@ -76,16 +76,15 @@ class Learner:
         seed = rollouts[0].seed
         for epoch in range(self.settings.num_epochs):
             order = torch.Generator().manual_seed(derive_seed(seed, "minibatches", epoch))
-            for index, chunks in enumerate(minibatches(rollouts, self.settings.num_minibatches, order)):
-                generator = torch.Generator().manual_seed(derive_seed(seed, "learning", epoch, index))
-                self._accumulate(chunks, generator, metrics)
+            for chunks in minibatches(rollouts, self.settings.num_minibatches, order):
+                self._accumulate(chunks, epoch, metrics)
                 self._step(metrics)
         return {name: sum(values) / len(values) for name, values in metrics.items()}
 
-    def _accumulate(self, chunks: Sequence[Chunk], generator: torch.Generator, metrics: dict[str, list[float]]) -> None:
+    def _accumulate(self, chunks: Sequence[Chunk], epoch: int, metrics: dict[str, list[float]]) -> None:
         """Add the gradient of the minibatch's mean objective."""
         num_samples = sum(len(chunk.trajectory) for chunk in chunks)
-        learning = Learning(self.policy, self.weights, generator, metrics)
+        learning = Learning(self.policy, self.weights, epoch, metrics)
         for chunk in chunks:
             for loss in self.algorithm.losses(learning, chunk):
                 (loss * (len(chunk.trajectory) / num_samples)).backward()  # type: ignore[no-untyped-call]

@@ -165,7 +165,7 @@ def denoise(
     noise = sample_noise(seeds, shape, policy.device)
     sigmas = sampler.sigmas().to(policy.device)
     order = {step: index for index, step in enumerate(steps)}
-    x, before, after, log_probs = noise[:, 0], [], [], []
+    x, before, after, log_probs = noise[:, 0].to(policy.dtype), [], [], []
     for step in range(len(sigmas) - 1):
         velocity = policy.velocity(x, sigmas[step], condition, sampler.guidance_scale)
         step_noise = noise[:, order[step] + 1] if step in order else None

@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents.samplers import derive_seed
+
 
 class PromptLike(Protocol):
     """What a policy needs of a prompt; ``rewards.base.Prompt`` is one."""
@@ -99,7 +101,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Chunk:
-    """One chunk of a rollout as it was drawn, with what learning needs beside the trajectory.
+    """One chunk of a rollout as it was drawn, its advantages [B], and a seed a sample for draws made in learning.
 
     A chunk is replayed whole, in the batch it was drawn in: a matrix product's last bits depend on the batch's
     shape, and only so is the importance ratio exactly 1 at the rollout's weights.
@@ -107,7 +109,7 @@ class Chunk:
 
     trajectory: Trajectory
     advantages: Tensor
-    sample_ids: tuple[int, ...]
+    seeds: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,8 @@ class Rollout:
         chunks, start = [], 0
         for trajectory in self.trajectories:
             stop = start + len(trajectory)
-            chunks.append(Chunk(trajectory, self.advantages[start:stop], tuple(range(start, stop))))
+            seeds = tuple(derive_seed(self.seed, "learning", index) for index in range(start, stop))
+            chunks.append(Chunk(trajectory, self.advantages[start:stop], seeds))
             start = stop
         return chunks
 

@@ -12,7 +12,7 @@ from agents.algorithms.diffusion_nft import DiffusionNFT
 from agents.learner import LearnerSettings
 from agents.policies.weights import LoraSettings
 from agents.samplers import ODE, Sampler
-from pdtr.curriculum import Curriculum, pdtr_curriculum
+from pdtr.curriculum import Curriculum, StageCurriculum, pdtr_curriculum, split_prompts
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ class TrainConfig:
                 f"chunk_size: expected a divisor of num_prompts x group_size = {self.num_prompts} x {self.group_size} "
                 f"= {total}, got {self.chunk_size}; {math.gcd(total, self.chunk_size)} would do"
             )
+        _check_parts(self)
         if self.learner.num_minibatches > total // self.chunk_size:
             raise ValueError(
                 f"learner.num_minibatches: expected at most the iteration's {total // self.chunk_size} chunks, "
@@ -106,3 +107,17 @@ def _at_least_one(config: Any, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:
             raise ValueError(f"{name}: expected 1 or more, got {getattr(config, name)}")
+
+
+def _check_parts(config: TrainConfig) -> None:
+    """Each task's share of an iteration has to fill whole chunks, in every stage."""
+    stages = config.curriculum.as_stages() if isinstance(config.curriculum, StageCurriculum) else ()
+    for stage in stages:
+        for iteration in range(max(1, len(stage.cycle))):
+            for task, count in split_prompts(config.num_prompts, stage.shares(iteration)).items():
+                if count * config.group_size % config.chunk_size:
+                    raise ValueError(
+                        f"stage {stage.name!r}: its {count} prompts of {task!r} x group_size {config.group_size} do "
+                        f"not fill chunks of {config.chunk_size}; choose a chunk_size that divides "
+                        f"{count * config.group_size}, or another mixture"
+                    )

@@ -60,20 +60,23 @@ def evaluate(
     envs: Sequence[VectorEnv[Any, Any, Any]],
     prompts: Sequence[Prompt],
     sampler: Sampler,
+    kind: str = "final",
     success: str = "strict",
 ) -> Evaluation:
     """Draw one image a prompt with the weights in use and score it.
 
-    The last chunk is filled up with repeated prompts, whose rows are dropped.
+    The last chunk is filled up with repeated prompts, whose rows are dropped. Evaluations of one ``kind`` see the same
+    noise on the same prompt, those of two kinds do not: what was looked at while tuning is not drawn again at the end.
     """
     from agents.rollout import Draw, collect
+    from agents.samplers import derive_seed
 
     if not prompts:
         raise ValueError("evaluate: expected at least one prompt, got none")
     chunk_size = envs[0].num_envs
     padding = -len(prompts) % chunk_size
     padded = [*prompts, *(prompts[i % len(prompts)] for i in range(padding))]
-    rollout = collect(policy, envs, padded, Draw(1, EVALUATION_SEED, keep_images=True), sampler)
+    rollout = collect(policy, envs, padded, Draw(1, derive_seed(EVALUATION_SEED, kind), keep_images=True), sampler)
     assert rollout.images is not None
     count = len(prompts)
     reward = rollout.rewards.numpy()[:count]

@@ -255,7 +255,7 @@ def _checkpoint(
     for index, optimizer in enumerate(optimizers):
         state, meta[f"optimizer{index}"] = checkpoint.optimizer_state(optimizer)
         tensors |= {f"optimizer{index}.{k}": v for k, v in state.items()}
-    checkpoint.save_state(folder / f"step-{step:06d}", tensors, meta)
+    checkpoint.save_state(folder / checkpoint.checkpoint_name(step), tensors, meta)
     checkpoint.prune(folder, keep=2)
 
 

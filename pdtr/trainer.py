@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,9 @@ class Trainer:
 
     def _iterate(self, plan: Plan, started: float) -> None:
         self._start_stage(plan)
-        rollouts = [self._collect(part, plan) for part in plan.parts]
+        rollouts = weighted([self._collect(part) for part in plan.parts], plan.reward_weights)
+        advantages = self.config.algorithm.advantages
+        rollouts = [rollout.with_advantages(advantages(rollout)) for rollout in rollouts]
         drawn = time.monotonic()
         row: dict[str, Any] = {"iteration": self.run.iteration + 1, "stage": plan.stage, "stage_name": plan.stage_name}
         row |= {"tasks": [part.task for part in plan.parts]}
@@ -129,15 +131,13 @@ class Trainer:
     def _learning_rate(self) -> float:
         return float(self.learner.optimizer.param_groups[0]["lr"])
 
-    def _collect(self, part: TaskBatch, plan: Plan) -> Rollout:
-        """Draw one task's rollout with the policy that acts, weigh its rewards and give it advantages."""
+    def _collect(self, part: TaskBatch) -> Rollout:
+        """Draw one task's rollout with the weights that act."""
         algorithm: Algorithm = self.config.algorithm
         seed = derive_seed(self.config.seed, "rollout", self.run.iteration, part.task)
         draw = Draw(self.config.group_size, seed)
         with torch.no_grad(), self.weights.use(algorithm.acting_version):
-            rollout = collect(self.policy, self._envs[part.task], part.prompts, draw, algorithm.sampler())
-        rollout = rollout.with_rewards(weighted(rollout, plan.reward_weights))
-        return rollout.with_advantages(algorithm.advantages(rollout))
+            return collect(self.policy, self._envs[part.task], part.prompts, draw, algorithm.sampler())
 
     def _learn(self, rollouts: list[Rollout]) -> dict[str, float]:
         """Update, unless no reward at all was available: momentum would move the weights all the same."""
@@ -157,7 +157,12 @@ class Trainer:
             prompts = task.final if kind == "final" else task.tune
             with torch.no_grad(), self.weights.use(self.evaluated_version):
                 found = evaluate(
-                    self.policy, self._evaluation_envs[name], prompts, self.config.evaluation.sampler, task.success
+                    self.policy,
+                    self._evaluation_envs[name],
+                    prompts,
+                    self.config.evaluation.sampler,
+                    kind,
+                    task.success,
                 )
             row = evaluation_row(found, name, kind, label) | {
                 "iteration": self.run.iteration,
@@ -191,7 +196,7 @@ class Trainer:
             "curriculum": self.curriculum.state_dict(),
         }
         folder = self.config.output_dir / "checkpoints"
-        path = folder / f"step-{self.run.iteration:06d}"
+        path = folder / checkpoint.checkpoint_name(self.run.iteration)
         checkpoint.save_state(path, tensors, meta)
         checkpoint.prune(folder, self.config.keep_checkpoints)
         return path
@@ -212,9 +217,13 @@ class Trainer:
 
 def make_weights(config: TrainConfig, policy: FlowPolicy) -> PolicyWeights:
     """Adapters or full weights, with the versions that the algorithm and the evaluation need."""
+    acting, averaged = config.algorithm.acting_version, config.learner.ema_decay > 0
+    versions: tuple[Version, ...] = ("reference",)
+    versions += ("old",) if acting == "old" else ()
+    versions += ("ema",) if averaged else ()
     if config.lora is not None:
-        return LoraWeights(policy, config.lora, seed=config.seed)
-    return FullWeights(policy)
+        return LoraWeights(policy, config.lora, versions, config.seed)
+    return FullWeights(policy, versions)
 
 
 def make_optimizer(config: TrainConfig, weights: PolicyWeights) -> torch.optim.Optimizer:
@@ -224,22 +233,27 @@ def make_optimizer(config: TrainConfig, weights: PolicyWeights) -> torch.optim.O
     )
 
 
-def weighted(rollout: Rollout, reward_weights: Mapping[str, float]) -> Tensor:
-    """``total * w["total"] + sum_c w[c] component_c``, [N]; the total counts once unless its weight is given.
+def weighted(rollouts: Sequence[Rollout], reward_weights: Mapping[str, float]) -> list[Rollout]:
+    """``total * w["total"] + sum_c w[c] component_c`` for each rollout; the total counts once unless it is weighed.
+
+    Components are added to the total; a task without a named component goes without it, and a weight of 0 keeps a
+    component that is not available from masking the sample.
 
     Raises:
-        ValueError: a weight names a component that the reward does not have.
+        ValueError: a weight names a component that no task of the iteration has.
     """
-    rewards = rollout.rewards * reward_weights.get("total", 1.0)
-    for name, weight in reward_weights.items():
-        if name not in ("total", *rollout.components):
-            raise ValueError(
-                f"reward_weights: expected 'total' or one of the reward's components {sorted(rollout.components)}, "
-                f"got {name!r}"
-            )
-        if name != "total":
-            rewards = rewards + weight * rollout.components[name]
-    return rewards
+    known = {"total"}.union(*(rollout.components for rollout in rollouts))
+    unknown = sorted(set(reward_weights) - known)
+    if unknown:
+        raise ValueError(f"reward_weights: expected some of {sorted(known)}, got {unknown[0]!r}")
+    return [rollout.with_rewards(_weighted_sum(rollout, reward_weights)) for rollout in rollouts]
+
+
+def _weighted_sum(rollout: Rollout, reward_weights: Mapping[str, float]) -> Tensor:
+    parts = {"total": rollout.rewards, **rollout.components}
+    weights = {"total": 1.0, **reward_weights}
+    terms = [weight * parts[name] for name, weight in weights.items() if weight != 0 and name in parts]
+    return sum(terms, torch.zeros_like(rollout.rewards))
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

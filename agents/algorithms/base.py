@@ -5,14 +5,24 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from agents.flow import uniform_sigmas
 from agents.policies.base import FlowPolicy
 from agents.policies.weights import PolicyWeights, Version
-from agents.samplers import Sampler
+from agents.samplers import Sampler, derive_seed
 from agents.types import Chunk, Rollout
+
+
+class SigmaLaw(Protocol):
+    """A law of training sigmas, such as ``agents.flow.uniform_sigmas``."""
+
+    def __call__(self, num_samples: int, generator: torch.Generator, *, shift: float) -> Tensor:
+        """Draw sigmas, [num_samples]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -22,14 +32,37 @@ class Learning:
     Attributes:
         policy: the policy, with its current weights in use.
         weights: its old, reference and averaged weights.
-        generator: seeded by (run seed, iteration, update, chunk): every draw made in learning comes from it.
+        epoch: which pass over the rollout this is.
         metrics: what an algorithm reports; values of one name are averaged over the iteration.
     """
 
     policy: FlowPolicy
     weights: PolicyWeights
-    generator: torch.Generator
+    epoch: int
     metrics: dict[str, list[float]]
+
+    def draw(
+        self, chunk: Chunk, index: int = 0, law: SigmaLaw = uniform_sigmas, shift: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """A fresh sigma [B] and fresh noise [B, C, H, W] for each sample of a chunk.
+
+        Each sample has its own generator, seeded by (rollout, sample, epoch, index): what it is learnt with does not
+        depend on the chunk that it is in.
+
+        Args:
+            chunk: whose samples.
+            index: counts the draws that one sample gets in one epoch.
+            law: of sigma.
+            shift: of sigma, as in ``agents.flow.shift_sigmas``.
+        """
+        x_0 = chunk.trajectory.x_0
+        sigmas, noises = [], []
+        generator = torch.Generator()
+        for seed in chunk.seeds:
+            generator.manual_seed(derive_seed(seed, self.epoch, index))
+            sigmas.append(law(1, generator, shift=shift))
+            noises.append(torch.randn(x_0.shape[1:], generator=generator))
+        return torch.cat(sigmas).to(x_0.device), torch.stack(noises).to(x_0.device)
 
     def report(self, **values: Tensor) -> None:
         """Add one value (or a mean of values) to each named metric."""

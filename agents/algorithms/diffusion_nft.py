@@ -86,9 +86,9 @@ class DiffusionNFT(Algorithm):
         x_0, condition = chunk.trajectory.x_0, chunk.trajectory.condition
         r = nft_reward_weight(chunk.advantages, self.max_advantage).to(x_0.device)
         guidance_scale = self.rollout_sampler.guidance_scale if self.is_guided else 1.0
-        for _ in range(self.num_sigmas):
-            sigma = self._sigmas(len(x_0), learning.generator).to(x_0.device)
-            noise = torch.randn(x_0.shape, generator=learning.generator).to(x_0.device)
+        law = uniform_sigmas if self.sigma_law == "uniform" else logit_normal_sigmas
+        for index in range(self.num_sigmas):
+            sigma, noise = learning.draw(chunk, index, law, self.rollout_sampler.shift)
             x_t = interpolate(x_0, noise, sigma).to(x_0.dtype)
             velocity = learning.policy.velocity(x_t, sigma, condition, guidance_scale)
             with torch.no_grad(), learning.weights.use("old"):
@@ -107,7 +107,3 @@ class DiffusionNFT(Algorithm):
     def after_update(self, weights: PolicyWeights, update: int) -> None:
         """Let the old policy follow."""
         weights.blend("old", min(self.old_rate * max(0, update - self.old_delay), self.old_max))
-
-    def _sigmas(self, count: int, generator: torch.Generator) -> Tensor:
-        law = uniform_sigmas if self.sigma_law == "uniform" else logit_normal_sigmas
-        return law(count, generator, shift=self.rollout_sampler.shift)

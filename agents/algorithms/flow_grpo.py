@@ -62,10 +62,12 @@ class FlowGRPO(Algorithm):
         trajectory = chunk.trajectory
         for index, step in enumerate(trajectory.steps):
             transition = self._transition(learning, chunk, index, step)
-            rho = ratio(log_prob(transition, trajectory.next_latents[:, index]), trajectory.log_probs[:, index])
+            new, old = log_prob(transition, trajectory.next_latents[:, index]), trajectory.log_probs[:, index]
+            rho = ratio(new, old)
             loss = clipped_surrogate(rho, chunk.advantages.to(rho.device), self.clip_range).mean()
             learning.report(policy_loss=loss, ratio=rho, clip_fraction=clip_fraction(rho, self.clip_range))
-            learning.report(approx_kl=approx_kl(rho.log(), torch.zeros_like(rho)), ratio_error=(rho - 1).abs().max())
+            learning.report(ratio_std=rho.std(correction=0), ratio_error=(rho - 1).abs().max())
+            learning.report(approx_kl=approx_kl(new, old))
             if self.kl_coef > 0:
                 with torch.no_grad(), learning.weights.use("reference"):
                     reference = self._transition(learning, chunk, index, step)

@@ -79,6 +79,12 @@ class FlowPolicy(ABC):
 
     @property
     @final
+    def dtype(self) -> torch.dtype:
+        """The transformer's, and that of latents and conditions; SDE arithmetic is fp32 whatever it is."""
+        return next(self.transformer.parameters()).dtype
+
+    @property
+    @final
     def device(self) -> torch.device:
         """Where the transformer lives."""
         return next(self.transformer.parameters()).device

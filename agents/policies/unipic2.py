@@ -161,8 +161,10 @@ class KontextPolicy(FlowPolicy):
     def embed(self, texts: Sequence[str], references: Tensor | None) -> dict[str, Tensor]:
         """Texts and reference latents to one branch's tensors; gradients reach the prompt encoder."""
         states, pooled = self.prompt_encoder.encode(texts, references is not None)
-        tensors = {"prompt_embeds": states.to(self.device), "pooled": pooled.to(self.device)}
-        return tensors if references is None else {**tensors, "reference_latents": references}
+        tensors = {"prompt_embeds": states, "pooled": pooled}
+        if references is not None:
+            tensors["reference_latents"] = references
+        return {name: tensor.to(self.device, self.dtype) for name, tensor in tensors.items()}
 
     def _references(self, prompts: Sequence[PromptLike]) -> Tensor | None:
         counts = {len(prompt.source_images) for prompt in prompts}

@@ -146,6 +146,7 @@ class LoraWeights(PolicyWeights):
             for version in versions:
                 self._model.add_adapter(version, config)
         self._versions: tuple[Version, ...] = ("current", *versions)
+        self._active: Version = "current"
         self._activate("current")
         for version in versions:
             self.blend(version, 0.0)
@@ -153,17 +154,19 @@ class LoraWeights(PolicyWeights):
     @contextmanager
     def use(self, version: Version) -> Iterator[None]:
         """Make a version's adapter the active one for the context."""
+        before = self._active
         self._activate(version)
         try:
             yield
         finally:
-            self._activate("current")
+            self._activate(before)
 
     def blend(self, target: Version, decay: float) -> None:
         """See :meth:`PolicyWeights.blend`. Differs: factors are blended, not their product, as is usual for LoRA."""
+        current = self._tensors("current")
         with torch.no_grad():
             for name, tensor in self._tensors(target).items():
-                tensor.lerp_(self._tensors("current")[name], 1 - decay)
+                tensor.lerp_(current[name], 1 - decay)
 
     def parameters(self) -> list[nn.Parameter]:
         """The current adapter's."""
@@ -186,6 +189,7 @@ class LoraWeights(PolicyWeights):
     def _activate(self, version: Version) -> None:
         if version not in self._versions:
             raise ValueError(f"weights: expected one of {list(self._versions)}, got {version!r}; keep that version")
+        self._active = version
         self._model.set_adapter(version)
         for other in self._versions:
             for tensor in self._tensors(other).values():

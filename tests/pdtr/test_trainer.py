@@ -27,7 +27,7 @@ from agents.types import Condition, Rollout, Trajectory
 from envs.prompts import FixedPool
 from pdtr.checkpoint import checkpoints
 from pdtr.config import EvaluationConfig, TrainConfig
-from pdtr.curriculum import Curriculum, Joint, Plan, SingleTask, Staged
+from pdtr.curriculum import Curriculum, Joint, Plan, SingleTask, Staged, pdtr_curriculum
 from pdtr.evaluate import evaluate
 from pdtr.launch import train
 from pdtr.logbook import read_evaluations, read_metrics, read_scores
@@ -179,10 +179,10 @@ def test_evaluations_use_the_average_where_there_is_one(
     trainer.train()
     row = next(r for r in read_evaluations(config.output_dir) if (r["task"], r["label"]) == ("t2i", "after t2i"))
     logged, task, found = read_scores(config.output_dir, row)["reward"], trainer.tasks["t2i"], {}
-    for version in ("ema", "current", "reference"):
+    used, other = ("ema", "current") if decay else ("current", "reference")
+    for version in (used, other):
         with torch.no_grad(), trainer.weights.use(version):
             found[version] = evaluate(tiny_policy, task.make_envs(4), task.final, ODE(2)).reward.tolist()
-    used, other = ("ema", "current") if decay else ("current", "reference")
     assert trainer.evaluated_version == used
     np.testing.assert_allclose(logged, found[used], rtol=1e-6)
     assert not np.allclose(logged, found[other], atol=1e-4)
@@ -297,17 +297,38 @@ def make_rollout(policy: ScenesPolicy, rewards: Sequence[float], **components: S
 
 def test_weighted_by_hand(tiny_policy: ScenesPolicy) -> None:
     rollout = make_rollout(tiny_policy, [1.0, 2.0, math.nan], a=[1.0, math.nan, 1.0], b=[0.0, 0.5, 1.0])
-    assert torch.equal(weighted(rollout, {})[:2], torch.tensor([1.0, 2.0]))
-    assert weighted(rollout, {"b": 2.0, "total": 3.0}).tolist()[:2] == [3.0, 7.0]
-    # What is not available stays so, whichever part of it is missing.
-    assert weighted(rollout, {"b": 1.0}).isnan().tolist() == [False, False, True]
-    assert weighted(rollout, {"a": 1.0}).isnan().tolist() == [False, True, True]
+
+    def rewards(weights: Mapping[str, float]) -> torch.Tensor:
+        return weighted([rollout], weights)[0].rewards
+
+    assert torch.equal(rewards({})[:2], torch.tensor([1.0, 2.0]))
+    assert rewards({"b": 2.0, "total": 3.0}).tolist()[:2] == [3.0, 7.0]
+    # What is not available stays so, whichever part of it is missing; what has no weight is not missed.
+    assert rewards({"b": 1.0}).isnan().tolist() == [False, False, True]
+    assert rewards({"a": 1.0}).isnan().tolist() == [False, True, True]
+    assert rewards({"a": 0.0}).isnan().tolist() == [False, False, True]
+    assert rewards({"total": 0.0, "b": 1.0}).tolist() == [0.0, 0.5, 1.0]
+
+
+def test_a_task_without_a_component_goes_without_it(tiny_policy: ScenesPolicy) -> None:
+    edit = make_rollout(tiny_policy, [1.0, 1.0], preservation=[0.5, 1.0])
+    t2i = make_rollout(tiny_policy, [1.0, 2.0], official=[1.0, 1.0])
+    first, second = weighted([edit, t2i], {"preservation": 2.0})
+    assert first.rewards.tolist() == [2.0, 3.0]
+    assert second.rewards.tolist() == [1.0, 2.0]
+
+
+def test_prompts_that_do_not_fill_chunks_are_refused_at_construction() -> None:
+    with pytest.raises(
+        ValueError, match=r"stage 't2i': its 7 prompts of 't2i' x group_size 12 do not fill chunks of 24"
+    ):
+        TrainConfig(curriculum=pdtr_curriculum(4, 4, rehearsal=0.1))
 
 
 def test_an_unknown_component_is_named(tmp_path: Path, tiny_policy: ScenesPolicy) -> None:
     weights = {"preservaton": Linear(0.0, 1.0, 2)}
     config = make_config(tmp_path, Staged((Stage("one", {"t2i": 1}, 3, reward_weights=weights),)))
-    with pytest.raises(ValueError, match=r"expected 'total' or one of the reward's components .*, got 'preservaton'"):
+    with pytest.raises(ValueError, match=r"reward_weights: expected some of .*, got 'preservaton'"):
         make_trainer(config, tiny_policy).train()
 
 
