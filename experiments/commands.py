@@ -116,6 +116,7 @@ class SampleOptions:
         seed: of the noise; image i follows from (seed, i) alone.
         guidance_scale: classifier-free guidance, 1 is none; that of the run's evaluation when left out.
         num_inference_steps: denoising steps; those of the run's evaluation when left out.
+        shift: of the sigma schedule, above 1 puts more steps at high noise; that of the run's evaluation when left out.
         scale: each pixel becomes a square of this side, for pictures this small; 1 saves them as they are.
         output: where the picture goes; the suffix names the format.
     """
@@ -127,6 +128,7 @@ class SampleOptions:
     seed: int = 0
     guidance_scale: float | None = None
     num_inference_steps: int | None = None
+    shift: float | None = None
     scale: int = 4
     output: Path = Path("grid.png")
 
@@ -155,7 +157,10 @@ def sample(arguments: Sequence[str]) -> None:
     if options.output.suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"output: expected a picture's name such as grid.png, got {str(options.output)!r}")
     sampler = evaluation_sampler(
-        options.policy, guidance_scale=options.guidance_scale, num_inference_steps=options.num_inference_steps
+        options.policy,
+        guidance_scale=options.guidance_scale,
+        num_inference_steps=options.num_inference_steps,
+        shift=options.shift,
     )
     policy = load_policy(policy_folder(options.policy))
     sources = tuple(_source(path, policy.image_size) for path in options.source_image)

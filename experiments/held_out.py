@@ -35,6 +35,7 @@ class EvalOptions:
         prompts: a .jsonl file of prompts with metadata to use in their place; it settles the task too.
         guidance_scale: classifier-free guidance, 1 is none; that of the run's evaluation when left out.
         num_inference_steps: denoising steps; those of the run's evaluation when left out.
+        shift: of the sigma schedule, above 1 puts more steps at high noise; that of the run's evaluation when left out.
         chunk_size: images drawn at once.
         num_threads: torch threads.
         output: a JSON file for the numbers, prompt by prompt.
@@ -46,6 +47,7 @@ class EvalOptions:
     prompts: Path | None = None
     guidance_scale: float | None = None
     num_inference_steps: int | None = None
+    shift: float | None = None
     chunk_size: int = 60
     num_threads: int = 2
     output: Path | None = None
@@ -94,7 +96,10 @@ def evaluate(arguments: Sequence[str]) -> None:
 
     folder = policy_folder(options.folder)
     sampler = evaluation_sampler(
-        options.folder, guidance_scale=options.guidance_scale, num_inference_steps=options.num_inference_steps
+        options.folder,
+        guidance_scale=options.guidance_scale,
+        num_inference_steps=options.num_inference_steps,
+        shift=options.shift,
     )
     policy = load_policy(folder)
     torch.set_num_threads(options.num_threads)

@@ -50,16 +50,25 @@ class CheckpointError(ValueError):
     Attributes:
         folder: the checkpoint.
         previous: a whole one to fall back to; None where there is none.
+
+    Args:
+        folder: the checkpoint.
+        problem: what is wrong with it.
+        previous: a whole one to fall back to.
+        ending: what to do; by default how to go on from ``previous``, with ``folder`` out of the way.
     """
 
-    def __init__(self, folder: Path, problem: str, previous: Path | None = None) -> None:
-        offer = (
-            "there is no whole checkpoint before it"
-            if previous is None
-            else f"to go on from {previous.name}, delete {folder} and resume"
-        )
-        super().__init__(f"checkpoint {folder}: {problem}; {offer}")
+    def __init__(self, folder: Path, problem: str, previous: Path | None = None, ending: str | None = None) -> None:
+        super().__init__(f"checkpoint {folder}: {problem}; {ending or _way_back(folder, previous)}")
         self.folder, self.previous = folder, previous
+
+
+def _way_back(folder: Path, previous: Path | None) -> str:
+    if previous is None:
+        return "there is no whole checkpoint before it"
+    if previous.parent == folder:
+        return f"it is a folder of checkpoints, whose newest whole one is {previous}"
+    return f"to go on from {previous}, delete {folder} and resume"
 
 
 def checkpoint_name(step: int) -> str:
@@ -197,26 +206,6 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         for name, value in entry.items():
             if isinstance(value, torch.Tensor) and value.dtype != loaded[name].dtype:
                 loaded[name] = value.to(loaded[name].device)
-
-
-def generator_state(generator: torch.Generator) -> Tensor:
-    """A generator's state, uint8 [bytes], on the CPU, for ``save_state``."""
-    return generator.get_state()
-
-
-def restore_generator(generator: torch.Generator, state: Tensor) -> None:
-    """Put a generator into a state that ``generator_state`` took.
-
-    Raises:
-        ValueError: the state is of another kind of device.
-    """
-    own = generator.get_state()
-    if state.dtype != own.dtype or state.shape != own.shape:
-        raise ValueError(
-            f"generator state: expected {own.dtype} {list(own.shape)} for a generator on {generator.device},"
-            f" got {state.dtype} {list(state.shape)}; resume on the same kind of device"
-        )
-    generator.set_state(state)
 
 
 def _step(path: Path) -> int | None:
@@ -361,8 +350,11 @@ def _full_disk_explained(folder: Path) -> Iterator[None]:
         full = code in (errno.ENOSPC, errno.EDQUOT) or f"os error {errno.ENOSPC}" in str(error)
         if not full:
             raise
-        problem = "the disk is full, so nothing was written; free some space and resume"
-        raise CheckpointError(folder, problem, latest(folder.parent)) from error
+        previous = latest(folder.parent)
+        start = "the beginning, for there is no checkpoint yet" if previous is None else previous.name
+        ending = f"free some space and resume: the run goes on from {start}"
+        problem = "the disk is full, so nothing was written"
+        raise CheckpointError(folder, problem, previous, ending) from error
 
 
 def _shapes(optimizer: torch.optim.Optimizer) -> list[list[list[int]]]:

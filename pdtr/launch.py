@@ -42,15 +42,16 @@ def train(
         The report's path.
 
     Raises:
-        ValueError: the folder already holds a run and ``resume`` is not asked for; or it holds none and it is.
+        ValueError: the folder already holds a run and ``resume`` is not asked for; or it holds none and it is; or
+            ``config.base`` is neither a policy nor a finished run.
     """
     import torch
     from accelerate import Accelerator
 
-    from agents.policies.scenes import ScenesPolicy
     from pdtr.picture import write_picture
     from pdtr.progress import Progress
     from pdtr.report import write_report
+    from pdtr.sampling import load_policy, policy_folder
     from pdtr.tasks import scenes_tasks
     from pdtr.trainer import Trainer
 
@@ -59,7 +60,7 @@ def train(
     accelerator = Accelerator()
     if accelerator.num_processes > 1:
         raise ValueError(f"expected one process, got {accelerator.num_processes}; several are not supported yet")
-    policy = ScenesPolicy.load(config.base or BASE)
+    policy = load_policy(policy_folder(config.base))
     policy.to(accelerator.device)
     if tasks is None:
         tasks = scenes_tasks(config.evaluation.num_prompts, config.evaluation.num_final_prompts)

@@ -14,7 +14,8 @@ def rollout_metrics(task: str, rollout: Rollout, group_size: int) -> dict[str, f
     """Statistics of one task's rewards and advantages.
 
     ``group_std`` is the mean deviation within groups, ``zero_std_ratio`` the share of groups whose rewards are all
-    equal (they teach nothing), ``missing_ratio`` the share of rewards that were not available.
+    equal (they teach nothing); groups without any available reward count in neither, and both are NaN where there is
+    no other. ``missing_ratio`` is the share of rewards that were not available.
     """
     import torch
 
@@ -25,11 +26,12 @@ def rollout_metrics(task: str, rollout: Rollout, group_size: int) -> dict[str, f
     available_rewards = rewards[available.flatten().numpy()]
     means = torch.where(available, groups, 0.0).sum(1) / count
     squares = torch.where(available, (groups - means[:, None]).square(), 0.0).sum(1) / count
+    variances = squares[available.any(1)]
     row = {
         f"reward/{task}": mean(rewards),
         f"reward_std/{task}": float(available_rewards.std()) if len(available_rewards) else float("nan"),
-        f"group_std/{task}": float(squares.sqrt().mean()),
-        f"zero_std_ratio/{task}": float((squares < 1e-12).float().mean()),
+        f"group_std/{task}": float(variances.sqrt().mean()),
+        f"zero_std_ratio/{task}": float((variances < 1e-12).float().mean()),
         f"missing_ratio/{task}": float((~available).float().mean()),
         f"advantage_abs_mean/{task}": float(rollout.advantages.abs().mean()),
     }

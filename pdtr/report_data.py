@@ -24,8 +24,8 @@ TASK_NAMES = {"edit": "Editing", "t2i": "Text-to-image"}
 class Cell(TypedDict):
     """One task at one moment; every interval is of 95 %, scores are shares of 1.
 
-    ``over_previous`` and ``over_base`` are paired differences; None in the base's own row, and where a prompt's scores
-    are missing.
+    ``over_previous`` and ``over_base`` are paired differences to the row before and to the base; None in the base's own
+    row, and where the scores of either side are missing.
     """
 
     score: Interval
@@ -145,15 +145,17 @@ def nearest_runs(folder: Path, count: int = 3) -> list[Path]:
 def interference_rows(run: RunRecord) -> list[Row]:
     """The interference matrix of a run: what each stage did to each task."""
     rows: list[Row] = []
-    known: dict[str, list[dict[str, float]]] = {task: [] for task in run.tasks}
+    known: dict[str, dict[str, dict[str, float]]] = {task: {} for task in run.tasks}
+    previous = ""
     for label in run.labels:
         cells: dict[str, Cell | None] = {}
         iteration = None
         for task in run.tasks:
             evaluation = run.final(label, task)
-            cells[task] = None if evaluation is None else _cell(run, evaluation, known[task])
+            cells[task] = None if evaluation is None else _cell(run, evaluation, known[task], previous)
             iteration = iteration if evaluation is None else int(evaluation["iteration"])
         rows.append({"label": label, "iteration": iteration, "cells": cells})
+        previous = label
     return rows
 
 
@@ -173,8 +175,8 @@ def difference(after: Mapping[str, float], before: Mapping[str, float]) -> Inter
     return paired_bootstrap([after[name] for name in shared], [before[name] for name in shared])
 
 
-def _cell(run: RunRecord, evaluation: Mapping[str, Any], before: list[dict[str, float]]) -> Cell:
-    """One cell; ``before`` has the task's earlier scores by id, the base first, and is added to."""
+def _cell(run: RunRecord, evaluation: Mapping[str, Any], known: dict[str, dict[str, float]], previous: str) -> Cell:
+    """One cell; ``known`` has the task's earlier scores, by label and id, and is added to."""
     scores = run.scores(evaluation)
     if scores is None:
         mean = evaluation.get("strict")
@@ -183,16 +185,14 @@ def _cell(run: RunRecord, evaluation: Mapping[str, Any], before: list[dict[str, 
         return {"score": unknown, "count": counts[0], "missing": counts[1], "over_previous": None, "over_base": None}
     own = by_id(scores)
     values: NDArray[np.float64] = scores["strict"]
-    is_base = evaluation.get("label") == BASE
-    base_known = bool(before) and run.final(BASE, str(evaluation["task"])) is not None
     cell: Cell = {
         "score": success_interval(values),
         "count": len(values),
         "missing": int(np.isnan(values).sum()),
-        "over_previous": difference(own, before[-1]) if before and not is_base else None,
-        "over_base": difference(own, before[0]) if base_known and not is_base else None,
+        "over_previous": difference(own, known[previous]) if previous in known else None,
+        "over_base": difference(own, known[BASE]) if BASE in known else None,
     }
-    before.append(own)
+    known[str(evaluation["label"])] = own
     return cell
 
 

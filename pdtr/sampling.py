@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 _CHUNK_SIZE = 32
 _GAP = 2
 _WHITE = 255
+# A sampler's fields, and what they are called in a policy's configuration.
+_SAMPLER_FIELDS = {
+    "num_inference_steps": "num_inference_steps",
+    "guidance_scale": "guidance_scale",
+    "shift": "sigma_shift",
+}
 
 
 def policy_folder(folder: Path | None = None) -> Path:
@@ -52,42 +59,67 @@ def load_policy(folder: Path) -> ScenesPolicy:
 
     try:
         return ScenesPolicy.load(folder)
-    except (SafetensorError, TypeError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder}: expected a policy, got a damaged one ({error}); copy or train it again") from error
+    except (SafetensorError, TypeError, KeyError, RuntimeError, ZeroDivisionError, json.JSONDecodeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{folder}: expected a policy, got a damaged or a foreign one ({problem}); copy or train it again"
+        ) from error
 
 
 def evaluation_sampler(folder: Path | None, **changes: float | None) -> ODE:
-    """How images are drawn: as a run was evaluated, or as a policy says of itself.
+    """How images are drawn: as the run was evaluated that the policy is of, else as the policy says of itself.
 
     Args:
-        folder: of a run or of a policy; None is the base that ships with the package.
+        folder: of a run, of the policy within it, or of any other policy; None is the base that ships with the package.
         changes: fields to set; None leaves them.
 
     Raises:
-        ValueError: the configuration cannot be read, or a field is out of its range.
+        ValueError: there is no such policy, a configuration cannot be read, or a field is out of its range.
     """
     from agents.samplers import ODE
-    from pdtr.launch import BASE
 
-    path = (folder or BASE) / "config.json"
-    recorded: dict[str, Any] = {}
-    if path.is_file():
-        try:
-            recorded = _recorded_sampler(json.loads(path.read_text()))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: expected JSON, got a damaged file ({error})") from error
-    chosen: dict[str, Any] = recorded | {name: value for name, value in changes.items() if value is not None}
-    return ODE(**chosen)
+    policy = policy_folder(folder).absolute()
+    recorded: Mapping[str, Any] | None = None
+    if policy.name == "policy":
+        recorded = _run_sampler(_read_config(policy.parent / "config.json"))
+    if recorded is None:
+        recorded = _policy_sampler(_read_config(policy / "config.json"))
+    chosen: dict[str, Any] = {**recorded} | {name: value for name, value in changes.items() if value is not None}
+    try:
+        return ODE(**chosen)
+    except TypeError as error:
+        raise ValueError(f"{policy}: expected numbers as the sampler's settings, got {chosen} ({error})") from error
 
 
-def _recorded_sampler(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampler in a run's configuration, else in a policy's."""
-    run = config.get("config")
-    if isinstance(run, Mapping):
-        sampler = run["evaluation"]["sampler"]
-        return {name: sampler[name] for name in ("num_inference_steps", "guidance_scale", "shift")}
-    names = {"num_inference_steps": "num_inference_steps", "guidance_scale": "guidance_scale", "shift": "sigma_shift"}
-    return {name: config[key] for name, key in names.items() if key in config}
+def _read_config(path: Path) -> Mapping[str, Any]:
+    """A configuration; empty where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, got a damaged file ({error})") from error
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{path}: expected a JSON object, got {type(found).__name__}; it is not one of ours")
+    return found
+
+
+def _run_sampler(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The evaluation's sampler in a run's configuration; None where it is not a run's."""
+    found: Any = config
+    for name in ("config", "evaluation", "sampler"):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    if not isinstance(found, Mapping) or not all(name in found for name in _SAMPLER_FIELDS):
+        return None
+    return {name: found[name] for name in _SAMPLER_FIELDS}
+
+
+def _policy_sampler(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The sampler in a policy's configuration; what it does not say is the default of its class."""
+    from agents.policies.scenes import ScenesPolicyConfig
+
+    defaults = {field.name: field.default for field in fields(ScenesPolicyConfig)}
+    return {name: config.get(key, defaults[key]) for name, key in _SAMPLER_FIELDS.items()}
 
 
 def load_source_image(path: Path, image_size: tuple[int, int]) -> tuple[Images, tuple[int, int]]:
@@ -171,7 +203,13 @@ def image_grid(images: Images, num_columns: int, scale: int = 1) -> Images:
 
 
 def unknown_words(policy: ScenesPolicy, text: str) -> list[str]:
-    """Words of a text that the policy was never shown: it takes them all for one and the same."""
+    """Words of a text that the policy was never shown: it takes them all for one and the same, or does not see them."""
+    from agents.policies.scenes_parts import words_of
+
     known = set(policy.config.vocabulary)
-    words = (word.strip(".,;:!?'\"()").lower() for word in text.split())
-    return [word for word in dict.fromkeys(words) if word and word not in known]
+    unknown: dict[str, None] = {}
+    for piece in text.split():
+        # The encoder passes over what is neither a Latin letter, a digit nor a comma.
+        unseen = [piece] if any(map(str.isalnum, piece)) else []
+        unknown |= dict.fromkeys(word for word in words_of(piece) or unseen if word not in known)
+    return list(unknown)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,7 +25,8 @@ class Prompt:
         source_images: the images to edit, uint8 [H, W, 3] each; empty for text-to-image.
         metadata: what a reward may need to know (GenEval's clauses, an edit's operations, ...); JSON-like.
         id: a name that is stable across runs, for seeds, caches and reports.
-        group: what samples are compared within; the id unless given.
+        group: a label of its owner's, kept by prompt files and through the turns of an edit. Nothing is computed from
+            it: the samples drawn of one entry of a batch are compared with each other, whatever it says.
     """
 
     text: str
@@ -64,6 +66,9 @@ class Reward(Protocol):
 def score(reward: Reward, images: Images, prompts: Sequence[Prompt]) -> Scores:
     """Call a reward, wait for it where it is asynchronous, and check what comes back.
 
+    An asynchronous reward works in a notebook too: where this thread runs an event loop already, the coroutine runs in
+    another thread, in a loop of its own.
+
     Raises:
         ValueError: images, prompts or the reward's answer have the wrong shape or type; the message names both.
     """
@@ -74,7 +79,7 @@ def score(reward: Reward, images: Images, prompts: Sequence[Prompt]) -> Scores:
         raise ValueError(f"{name}: expected one prompt an image, got {len(prompts)} prompts for {len(images)} images")
     answer = reward(images, prompts)
     if inspect.isawaitable(answer):
-        answer = asyncio.run(_wait(answer))
+        answer = _finish(_wait(answer))
     scores = answer if isinstance(answer, Scores) else Scores(answer)
     components = {key: _checked(f"{name}, component {key!r}", v, len(images)) for key, v in scores.components.items()}
     return Scores(_checked(name, scores.total, len(images)), components, scores.reasons)
@@ -82,6 +87,16 @@ def score(reward: Reward, images: Images, prompts: Sequence[Prompt]) -> Scores:
 
 async def _wait(answer: Awaitable[Values | Scores]) -> Values | Scores:
     return await answer
+
+
+def _finish(answer: Coroutine[Any, Any, Values | Scores]) -> Values | Scores:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(answer)
+    # A loop cannot be run within a running one, and a thread has its own.
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        return executor.submit(asyncio.run, answer).result()
 
 
 def _checked(name: str, values: object, count: int) -> Values:
@@ -132,6 +147,9 @@ def check_reward(reward: Reward, images: Images, prompts: Sequence[Prompt]) -> N
         ),
     }
     for message, values in checks.items():
-        if not np.allclose(first, values, rtol=1e-4, atol=1e-5, equal_nan=True):
-            worst = int(np.nanargmax(np.abs(np.nan_to_num(first - values, nan=np.inf, posinf=np.inf))))
+        agree = np.isclose(first, values, rtol=1e-4, atol=1e-5, equal_nan=True)
+        if not agree.all():
+            # A difference that is NaN is of a reward that is there once only.
+            differences = np.nan_to_num(np.abs(first - values), nan=np.inf)
+            worst = int(np.where(agree, -1, differences).argmax())
             raise ValueError(f"{name}: {message} (image {worst}: {first[worst]} against {values[worst]})")

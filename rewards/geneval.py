@@ -18,7 +18,6 @@ A clause may carry ``color`` and ``position`` together.
 
 import difflib
 import logging
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -26,13 +25,13 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from rewards.relations import RELATIONS, Box, relative_position
+
 logger = logging.getLogger(__name__)
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
-RELATIONS = ("left of", "right of", "above", "below")
 CLAUSE_KEYS = ("class", "count", "color", "position")
 
-Box: TypeAlias = tuple[float, float, float, float]
 Metadata: TypeAlias = Mapping[str, Any]
 
 
@@ -85,34 +84,6 @@ class GenEvalResult:
     score: float
     strict: bool
     reasons: tuple[str, ...]
-
-
-def relative_position(box_a: Box, box_b: Box, position_threshold: float = 0.1) -> set[str]:
-    """Names the relations in which box A stands to box B: "A is left of B".
-
-    With centres c and sizes s per axis, the offset o = c_a - c_b is shrunk by ``position_threshold * (s_a + s_b)``
-    towards 0 and divided by ||o||, the norm before shrinking; a component beyond 0.5 in magnitude is a relation
-    (GenEval, arXiv:2310.11513). Two relations hold at once for a diagonal offset.
-
-    Args:
-        box_a: the positioned object, (x0, y0, x1, y1), y down.
-        box_b: the reference object.
-        position_threshold: share of the summed sizes that counts as no displacement.
-
-    Returns:
-        A subset of ``RELATIONS``; empty if the shrunk offset is under 1e-3 on both axes.
-    """
-    offset, shrunk = [], []
-    for low, high in ((0, 2), (1, 3)):
-        delta = (box_a[low] + box_a[high]) / 2 - (box_b[low] + box_b[high]) / 2
-        margin = position_threshold * (abs(box_a[high] - box_a[low]) + abs(box_b[high] - box_b[low]))
-        offset.append(delta)
-        shrunk.append(math.copysign(max(abs(delta) - margin, 0.0), delta))
-    if max(abs(shrunk[0]), abs(shrunk[1])) < 1e-3:
-        return set()
-    dx, dy = (component / math.hypot(*offset) for component in shrunk)
-    holds = (dx < -0.5, dx > 0.5, dy < -0.5, dy > 0.5)
-    return {relation for relation, true in zip(RELATIONS, holds, strict=True) if true}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,11 @@ _WORD = re.compile(r"[a-z0-9]+|,")
 _PADDING, _UNKNOWN = 0, 1
 
 
+def words_of(text: str) -> list[str]:
+    """What the encoder reads of a text: its words in small letters, numbers and commas; the rest is passed over."""
+    return _WORD.findall(text.lower())
+
+
 class WordEncoder(nn.Module):
     """Text to states and a pooled state: word and position embeddings, one encoder layer, LayerNorm.
 
@@ -35,7 +40,7 @@ class WordEncoder(nn.Module):
 
     def tokenize(self, texts: Sequence[str], length: int) -> Tensor:
         """Word indices, cut or padded to ``length``: int64 [B, length]."""
-        rows = [[self._index.get(w, _UNKNOWN) for w in _WORD.findall(t.lower())][:length] for t in texts]
+        rows = [[self._index.get(w, _UNKNOWN) for w in words_of(t)][:length] for t in texts]
         return torch.tensor([row + [_PADDING] * (length - len(row)) for row in rows], dtype=torch.long)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:

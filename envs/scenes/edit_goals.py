@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from envs.scenes.edits import OPERATIONS, SIDES
-from envs.scenes.world import COLORS, RELATIONS, SHAPES, Box, Scene, SceneObject, box_of
+from envs.scenes.world import COLORS, SHAPES, Scene, SceneObject, box_of
+from rewards.relations import RELATIONS, Box
 
 Spot = tuple[float, float]
 

@@ -15,8 +15,9 @@ from scipy.optimize import linear_sum_assignment
 
 from envs.scenes.edit_goals import Edit, Spot, Wanted, center
 from envs.scenes.edits import is_at
-from envs.scenes.world import CANVAS, RELATIONS, Box, SceneObject, relative_offset
+from envs.scenes.world import CANVAS, SceneObject
 from rewards.geneval import Detection
+from rewards.relations import RELATIONS, Box, relative_offset
 
 # A detection above this is sure. Measured: shapes blurred by up to 1 pixel under noise of up to 12 levels have .69 or
 # more but for one in a thousand; at 1.3 pixels and 16 levels a tenth have .34 or less.

@@ -31,8 +31,9 @@ from envs.scenes.edit_reading import (
     read_picture,
     wanted_credit,
 )
-from envs.scenes.world import BACKGROUND, Box
+from envs.scenes.world import BACKGROUND
 from rewards.geneval import Detection
+from rewards.relations import Box
 
 # What strict success needs: the least of an object that is gone, and the most damage elsewhere.
 STRICT_GONE = 0.7

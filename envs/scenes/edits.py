@@ -22,15 +22,14 @@ from envs.scenes.world import (
     HALF_EXTENTS,
     MARGIN,
     RADIUS_RANGE,
-    RELATIONS,
     SHAPES,
-    Box,
     Scene,
     SceneObject,
     overlaps,
     place_all,
     relation_holds,
 )
+from rewards.relations import RELATIONS, Box
 
 OPERATIONS = ("recolor", "remove", "add", "move", "replace")
 EDIT_SKILLS = (*OPERATIONS, "compound")

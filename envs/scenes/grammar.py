@@ -1,8 +1,10 @@
 """Text-to-image prompts over scenes: GenEval's six skills, varied wording, a split by combination.
 
 A *combination* is what a prompt tests, without its wording: a shape, a (colour, shape), a (count, shape), a pair, a
-(shape, relation, shape). Every fifth combination of each skill is held out, so that no held-out combination
-occurs in training under any wording, order or added colour.
+(shape, relation, shape). Every fifth combination of each skill is held out: no training prompt *of that skill* tests
+it, under any wording or order, nor for a relation under any added colour. Training prompts of other skills and forms
+may contain it: a pair held out for two_object may be in a color_attr or a position prompt, a (colour, shape) held out
+for colors in a color_attr prompt, and a count held out without a colour may be trained on with one, or the reverse.
 """
 
 from __future__ import annotations

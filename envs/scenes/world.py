@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rewards.relations import Box, relative_position
+
 CANVAS = 48
 BACKGROUND = (235, 235, 235)
 SHAPES = ("circle", "square", "triangle", "diamond", "cross")
@@ -23,11 +25,9 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "purple": (140, 60, 170),
     "black": (30, 30, 30),
 }
-RELATIONS = ("left of", "right of", "above", "below")
 RADIUS_RANGE = (6.0, 8.0)
 MARGIN = 1.0
 GAP = 2.0
-MAX_OBJECTS = 4
 PLACE_ATTEMPTS = 40
 
 # Half extents (left/right, up, down) of a shape of radius 1, about its centroid. The cross has arms of width 1/3.
@@ -40,8 +40,6 @@ HALF_EXTENTS: dict[str, tuple[float, float, float]] = {
     "triangle": (_TRIANGLE_SIDE / 2, _TRIANGLE_SIDE / math.sqrt(3), _TRIANGLE_SIDE / (2 * math.sqrt(3))),
     "cross": (_CROSS_ARM,) * 3,
 }
-
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -81,24 +79,8 @@ def overlaps(box: Box, others: Sequence[Box], gap: float = GAP) -> bool:
 
 
 def relation_holds(box: Box, reference: Box, relation: str, threshold: float = 0.1) -> bool:
-    """Whether ``box`` stands in ``relation`` to ``reference``: GenEval's rule for relative positions.
-
-    The offset of the centres is shrunk by ``threshold`` of the summed sizes and divided by the unshrunk distance; a
-    relation holds where its component exceeds one half. https://github.com/djghosh13/geneval (arXiv:2310.11513).
-    """
-    dx, dy = relative_offset(box, reference, threshold)
-    return {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}[relation]
-
-
-def relative_offset(box: Box, reference: Box, threshold: float = 0.1) -> tuple[float, float]:
-    """The shrunk, normalised centre offset (dx, dy) from ``reference`` to ``box`` (see :func:`relation_holds`)."""
-    offset = ((box[0] + box[2] - reference[0] - reference[2]) / 2, (box[1] + box[3] - reference[1] - reference[3]) / 2)
-    sizes = (box[2] - box[0] + reference[2] - reference[0], box[3] - box[1] + reference[3] - reference[1])
-    shrunk = [math.copysign(max(abs(o) - threshold * s, 0.0), o) for o, s in zip(offset, sizes, strict=True)]
-    distance = math.hypot(*offset)
-    if max(map(abs, shrunk)) < 1e-3:
-        return 0.0, 0.0
-    return shrunk[0] / distance, shrunk[1] / distance
+    """Whether ``box`` stands in ``relation`` to ``reference``: GenEval's rule, see ``rewards.relations``."""
+    return relation in relative_position(box, reference, threshold)
 
 
 def opposite(relation: str) -> str:

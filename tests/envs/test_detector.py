@@ -16,7 +16,6 @@ from envs.scenes.world import (
     CANVAS,
     COLORS,
     HALF_EXTENTS,
-    MAX_OBJECTS,
     RADIUS_RANGE,
     SHAPES,
     Scene,
@@ -32,7 +31,7 @@ GOLDEN = SceneObject("triangle", "blue", 20.3, 26.8, 7.0)
 def random_scenes(count: int, seed: int) -> list[Scene]:
     """``count`` scenes of 1 to 4 objects of independent shapes and colours."""
     rng = np.random.default_rng(seed)
-    colors, sizes = tuple(COLORS), rng.integers(1, MAX_OBJECTS + 1, count)
+    colors, sizes = tuple(COLORS), rng.integers(1, 5, count)
     return [
         place_all(rng, [(colors[rng.integers(len(colors))], SHAPES[rng.integers(len(SHAPES))]) for _ in range(size)])
         for size in sizes

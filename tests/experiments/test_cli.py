@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -206,6 +207,8 @@ def test_an_unknown_flag_names_the_nearest(pdtr: Run) -> None:
         (["train", "smoke", "--algorithm.advantage-std", "grup"], ["'grup'", "group"]),
         (["train", "smoke", "--curriculum.stages.0.num-iterations", "0"], ["num_iterations", "got 0"]),
         (["train", "smoke", "--output-dir", "{tmp}/new", "--base", "{tmp}/nowhere"], ["{tmp}/nowhere"]),
+        (["train", "smoke", "--output-dir", "{tmp}/new", "--base", "{tmp}"], ["{tmp}", "config.json"]),
+        (["train", "smoke", "--output-dir", "{tmp}/new", "--base", "{tmp}/foreign"], ["{tmp}/foreign", "foreign one"]),
         (["train", "smoke", "--resume", "--output-dir", "{tmp}/new"], ["{tmp}/new", "--resume"]),
         (["train", "smoke", "--output-dir", "{tmp}/a file/run"], ["{tmp}/a file/run", "Not a directory"]),
         (["pretrain"], ["pdtr pretrain scenes"]),
@@ -217,6 +220,9 @@ def test_an_unknown_flag_names_the_nearest(pdtr: Run) -> None:
         (["sample", "a circle", "--num-images", "0"], ["num_images"]),
         (["sample", "a circle", "--policy", "{policy}", "--source-image", "{tmp}/a file"], ["{tmp}/a file", "picture"]),
         (["sample", "a circle", "--policy", "{policy}", "--source-image", "{tmp}/no"], ["{tmp}/no", "No such file"]),
+        (["sample", "a circle", "--policy", "{tmp}/foreign"], ["{tmp}/foreign", "foreign one"]),
+        (["sample", "a circle", "--policy", "{policy}", "--shift", "0"], ["shift", "positive"]),
+        (["eval", "{policy}", "--shift", "-1"], ["shift", "positive"]),
         (["eval", "{tmp}"], ["{tmp}", "config.json"]),
         (["eval", "--task", "t2v"], ["'t2v'", "t2i"]),
         (["eval", "{policy}", "--prompts", "{tmp}/corrupt.jsonl"], ["{tmp}/corrupt.jsonl", "line 2"]),
@@ -231,6 +237,9 @@ def test_a_mistake_is_one_line(
 ) -> None:
     (tmp_path / "a file").write_text("no picture")
     (tmp_path / "corrupt.jsonl").write_text('{"prompt": "a circle", "tag": "single_object"}\n{"prompt": \n')
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.json").write_text('{"config": {}}')
+    shutil.copy(policy / "model.safetensors", tmp_path / "foreign")
     names = {"tmp": str(tmp_path), "policy": str(policy)}
     line = complaint(capsys, *(argument.format(**names) for argument in arguments))
     for part in parts:
@@ -325,10 +334,11 @@ def test_success_leaves_out_what_could_not_be_judged() -> None:
 
 def test_eval_prints_a_table_and_writes_the_numbers(pdtr: Run, policy: Path, tmp_path: Path) -> None:
     output = tmp_path / "numbers" / "eval.json"
-    finished = pdtr("eval", policy, "--num-prompts", "6", "--output", output)
+    finished = pdtr("eval", policy, "--num-prompts", "6", "--shift", "1.5", "--output", output)
     assert finished.returncode == 0, finished.stderr
     for word in ("t2i", "edit", "counting", "compound", "all", "n=6", str(output)):
         assert word in finished.stdout
+    assert json.loads(output.read_text())["sampler"]["shift"] == 1.5
     tasks = json.loads(output.read_text())["tasks"]
     assert {name: len(task["strict"]) for name, task in tasks.items()} == {"t2i": 6, "edit": 6}
     for task in tasks.values():
@@ -359,7 +369,9 @@ def test_pre_training_resumes(pdtr: Run, tmp_path: Path) -> None:
 
 def test_a_stopped_smoke_run_says_how_to_go_on_and_does(pdtr: Run, root: Path, policy: Path, tmp_path: Path) -> None:
     folder = tmp_path / "a run"
-    arguments = ("train", "smoke", "--output-dir", folder, "--base", policy)
+    # The base may be the folder of a run: it stands for the policy in it.
+    shutil.copytree(policy, tmp_path / "an earlier run" / "policy")
+    arguments = ("train", "smoke", "--output-dir", folder, "--base", tmp_path / "an earlier run")
     process = subprocess.Popen(
         command(*arguments), cwd=root, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -230,6 +230,18 @@ def test_what_is_damaged_is_said(tmp_path: Path) -> None:
     assert len(page.images) == 4 * 4 + 4 * 2
 
 
+def test_a_damaged_evaluation_is_nothing_to_compare_with(tmp_path: Path) -> None:
+    """What follows it is not compared with another row under its name."""
+    build(tmp_path)
+    (tmp_path / "evaluations/000000-edit-final.json").unlink()
+    (tmp_path / "evaluations/000010-t2i-final.json").unlink()
+    _, edited, both = (row["cells"] for row in interference_table(tmp_path))
+    assert edited["edit"]["over_base"] is edited["edit"]["over_previous"] is both["edit"]["over_base"] is None
+    assert both["edit"]["over_previous"].value == pytest.approx(-2 / 40)
+    assert edited["t2i"]["over_base"] is edited["t2i"]["over_previous"] is both["t2i"]["over_previous"] is None
+    assert both["t2i"]["over_base"].value == pytest.approx(12 / 40)
+
+
 def test_missing_scores_do_not_count(tmp_path: Path) -> None:
     build(tmp_path, stages=("edit",))
     strict = scores(30)

@@ -10,14 +10,13 @@ import pytest
 from numpy.typing import NDArray
 
 from rewards.geneval import (
-    Box,
     Detection,
     GenEvalRule,
     geneval_reward,
     geneval_strict,
-    relative_position,
     validate_metadata,
 )
+from rewards.relations import Box, relative_position
 
 RULE = GenEvalRule()
 PUBLISHED = GenEvalRule(published_quirks=True)
