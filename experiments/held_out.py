@@ -108,7 +108,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         print(f"drawing {len(task.final)} images for {task.name} ...", file=sys.stderr, flush=True)
         envs = task.make_envs(min(options.chunk_size, len(task.final)), is_evaluation=True)
         with torch.no_grad():
-            found = run(policy, envs, task.final, sampler, task.success)
+            found = run(policy, envs, task.final, sampler, success=task.success)
         rows = success_rows(found)
         print(format_rows(task.name, rows, missing=int(np.isnan(found.strict).sum())), flush=True)
         results[task.name] = _as_json(found, rows)

@@ -60,6 +60,7 @@ def evaluate(
     envs: Sequence[VectorEnv[Any, Any, Any]],
     prompts: Sequence[Prompt],
     sampler: Sampler,
+    *,
     kind: str = "final",
     success: str = "strict",
 ) -> Evaluation:

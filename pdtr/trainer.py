@@ -156,14 +156,8 @@ class Trainer:
         for name, task in self.tasks.items():
             prompts = task.final if kind == "final" else task.tune
             with torch.no_grad(), self.weights.use(self.evaluated_version):
-                found = evaluate(
-                    self.policy,
-                    self._evaluation_envs[name],
-                    prompts,
-                    self.config.evaluation.sampler,
-                    kind,
-                    task.success,
-                )
+                envs, sampler = self._evaluation_envs[name], self.config.evaluation.sampler
+                found = evaluate(self.policy, envs, prompts, sampler, kind=kind, success=task.success)
             row = evaluation_row(found, name, kind, label) | {
                 "iteration": self.run.iteration,
                 "seconds": self.run.seconds,
