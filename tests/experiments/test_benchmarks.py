@@ -18,6 +18,7 @@ from experiments.benchmarks.machine import describe_machine
 from experiments.benchmarks.seeds import Job, RunSpec, read_cost, run_jobs, run_specs
 from experiments.benchmarks.tables import points, read_csv, text_table, write_csv
 from experiments.benchmarks.timing import interleaved, median_interval
+from pdtr.curriculum import SingleTask
 from pdtr.statistics import Interval
 
 # Student's t with 2 degrees of freedom at 95 %.
@@ -328,7 +329,8 @@ def test_the_stopwatch_accounts_for_a_rollout(tiny_policy: Any) -> None:
     config = find_recipe("flow_grpo_scenes")()
     algorithm = replace(config.algorithm, rollout_sampler=FlowSDE(num_inference_steps=3))
     learner = replace(config.learner, num_minibatches=2)
-    config = replace(config, algorithm=algorithm, learner=learner, num_prompts=2, group_size=2, chunk_size=2)
+    sizes = {"num_prompts": 2, "group_size": 2, "chunk_size": 2}
+    config = replace(config, algorithm=algorithm, learner=learner, curriculum=SingleTask("t2i", 1), **sizes)
     task = scenes_tasks(1, 1)["edit"]
     times = time_collect(tiny_policy, task, config, 2)
     parts = times.encode + times.forward + times.decode

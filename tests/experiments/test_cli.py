@@ -376,7 +376,9 @@ def test_a_stopped_smoke_run_says_how_to_go_on_and_does(pdtr: Run, root: Path, p
         command(*arguments), cwd=root, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 60
-    while not (folder / "config.json").is_file() and time.monotonic() < deadline:
+    # Not earlier: an interrupt during an import may be swallowed by the imported library.
+    log = folder / "evaluations.jsonl"
+    while not (log.is_file() and log.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)

@@ -229,7 +229,7 @@ def test_interrupted_and_then_damaged(base: Path, never_stopped: Callable[[Path,
         exec(code(folder, kind, resume=True), {"__name__": "run"})
     assert type(caught.value).__name__ == "CheckpointError"
     assert str(last) in str(caught.value)
-    assert f"to go on from {earlier.name}, delete {last} and resume" in str(caught.value)
+    assert f"to go on from {earlier}, delete {last} and resume" in str(caught.value)
     assert (folder / "metrics.jsonl").read_bytes() == metrics
 
     for file in last.iterdir():

@@ -461,7 +461,9 @@ def test_runs_are_not_written_over_and_not_resumed_from_nothing(tmp_path: Path, 
     with pytest.raises(ValueError, match="expected a run to resume, found none; leave --resume out to start it"):
         train(config, make_tasks(), resume=True)
     assert not config.output_dir.exists()
-    with pytest.raises(ValueError, match=r"base: expected a policy folder with config\.json"):
+    with pytest.raises(
+        ValueError, match=r"base: expected the folder of a run or of a policy, got no folder of that name"
+    ):
         train(config, make_tasks())
     # A start that failed leaves nothing in the way of the next.
     tiny_policy.save(tmp_path / "base")
