@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -151,24 +152,39 @@ class Rollout:
             raise ValueError(f"advantages: expected shape {tuple(self.rewards.shape)}, got {tuple(advantages.shape)}")
         return replace(self, advantages=advantages)
 
+    def chunk_starts(self) -> list[int]:
+        """Index of each chunk's first sample."""
+        return [0, *accumulate(map(len, self.trajectories))][:-1]
+
     def chunks(self) -> list[Chunk]:
         """The chunks in the order in which they were drawn."""
-        chunks, start = [], 0
-        for trajectory in self.trajectories:
+        chunks = []
+        for start, trajectory in zip(self.chunk_starts(), self.trajectories, strict=True):
             stop = start + len(trajectory)
             seeds = tuple(derive_seed(self.seed, "learning", index) for index in range(start, stop))
             chunks.append(Chunk(trajectory, self.advantages[start:stop], seeds))
-            start = stop
         return chunks
 
 
 def minibatches(rollouts: Sequence[Rollout], num_minibatches: int, generator: torch.Generator) -> Iterator[list[Chunk]]:
-    """Deal all chunks of an iteration's rollouts at random into ``num_minibatches`` lists, one optimiser step each."""
-    chunks = [chunk for rollout in rollouts for chunk in rollout.chunks()]
+    """Cut an iteration's rollouts into ``num_minibatches`` runs of samples, one optimiser step each, in random order.
+
+    The rollouts advance side by side, so that each step sees every task in its share as far as whole chunks allow.
+    Where runs are whole chunks of each task, which samples meet in a step does not depend on the chunks' size.
+    """
+    chunks = [
+        (first / len(rollout), index, chunk)
+        for index, rollout in enumerate(rollouts)
+        for first, chunk in zip(rollout.chunk_starts(), rollout.chunks(), strict=True)
+    ]
     if num_minibatches > len(chunks):
         raise ValueError(
             f"num_minibatches={num_minibatches} exceeds the rollout's {len(chunks)} chunks; lower it or chunk_size"
         )
-    order = torch.randperm(len(chunks), generator=generator).tolist()
-    for first in range(num_minibatches):
-        yield [chunks[i] for i in order[first::num_minibatches]]
+    runs: list[list[Chunk]] = [[] for _ in range(num_minibatches)]
+    total, start = sum(map(len, rollouts)), 0
+    for _, _, chunk in sorted(chunks, key=lambda entry: entry[:2]):
+        runs[start * num_minibatches // total].append(chunk)
+        start += len(chunk.trajectory)
+    for run in torch.randperm(num_minibatches, generator=generator).tolist():
+        yield runs[run]
