@@ -155,7 +155,7 @@ class StageCurriculum(ABC):
             starts_stage=iteration == 0,
             reset_reference=iteration == 0 and stage.reset_reference,
             keep_optimizer=iteration > 0 or stage.keep_optimizer,
-            learning_rate_scale=stage.learning_rate_scale,
+            learning_rate_scale=stage.learning_rate(iteration),
         )
 
     def observe(self, plan: Plan, rewards: Mapping[str, NDArray[np.float32]]) -> None:

@@ -114,6 +114,8 @@ class Stage:
         reset_reference: whether the reference policy becomes the current one when the stage starts.
         keep_optimizer: whether the optimiser's state survives the start of the stage.
         learning_rate_scale: the learning rate in this stage over the configured one.
+        decay_share: the last share of the stage's iterations, over which the learning rate falls linearly to 0: what
+            the weights have gathered of the gradients' noise leaves them with it.
         reward_weights: schedules by reward component, counted in iterations of this stage.
         cycle: where given, each iteration has one task, in this order, round and round; it must agree with the shares.
         min_improvement: how much better than the best an evaluation must be to count as an improvement.
@@ -127,6 +129,7 @@ class Stage:
     reset_reference: bool = True
     keep_optimizer: bool = False
     learning_rate_scale: float = 1.0
+    decay_share: float = 0.0
     reward_weights: Mapping[str, Schedule] = field(default_factory=dict)
     cycle: tuple[str, ...] = ()
     min_improvement: float = 0.0
@@ -146,6 +149,8 @@ class Stage:
         _check_at_least(where, min_improvement=(self.min_improvement, 0))
         if self.learning_rate_scale <= 0:
             raise ValueError(f"{where}: expected learning_rate_scale above 0, got {self.learning_rate_scale}")
+        if not 0 <= self.decay_share <= 1:
+            raise ValueError(f"{where}: expected decay_share between 0 and 1, got {self.decay_share}")
         self._check_cycle(where)
 
     def _check_cycle(self, where: str) -> None:
@@ -168,6 +173,11 @@ class Stage:
             return {self.cycle[iteration % len(self.cycle)]: 1.0}
         total = sum(self.mixture.values())
         return {task: share / total for task, share in self.mixture.items()}
+
+    def learning_rate(self, iteration: int) -> float:
+        """The learning rate at an iteration of this stage over the configured one; above 0 at every iteration."""
+        decay = (self.num_iterations - iteration) / max(self.decay_share * self.num_iterations, 1)
+        return self.learning_rate_scale * min(1.0, decay)
 
     def weights(self, iteration: int) -> dict[str, float]:
         """The reward weights, by component, at an iteration of this stage."""

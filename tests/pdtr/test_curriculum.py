@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -111,6 +112,13 @@ def test_a_stage_says_what_it_keeps() -> None:
     assert [plan.reset_reference for plan in plans] == [False, False, False]
     assert [plan.keep_optimizer for plan in plans] == [False, True, True]
     assert [plan.learning_rate_scale for plan in plans] == [1.0, 0.5, 0.5]
+
+
+def test_the_learning_rate_falls_over_the_last_share_of_each_stage() -> None:
+    falling = Stage("a", {"edit": 1.0}, 8, decay_share=0.5, learning_rate_scale=2.0)
+    plans = run(Staged((falling, replace(falling, name="b", num_iterations=4, decay_share=1.0))))
+    scales = [plan.learning_rate_scale for plan in plans]
+    assert scales == pytest.approx([2, 2, 2, 2, 2, 1.5, 1, 0.5, 2, 1.5, 1, 0.5])
 
 
 def test_reward_weights_count_within_their_stage() -> None:

@@ -62,6 +62,7 @@ def test_linear_stays_between_its_ends(start: float, end: float, length: int, it
         (lambda: Stage("a", {"edit": 1.0}, 3, plateau=0), "expected plateau of at least 1, got 0"),
         (lambda: Stage("a", {"edit": 1.0}, 3, target=math.nan), "expected target to be a finite number"),
         (lambda: Stage("a", {"edit": 1.0}, 3, learning_rate_scale=0.0), "learning_rate_scale above 0"),
+        (lambda: Stage("a", {"edit": 1.0}, 3, decay_share=1.5), "decay_share between 0 and 1"),
         (lambda: Stage("a", {"edit": 1.0}, 3, min_improvement=-0.1), "expected min_improvement of at least 0"),
         (lambda: Stage("a", {"edit": 1.0}, 3, cycle=("edt",)), "did you mean 'edit'"),
         (lambda: Stage("a", {"edit": 1, "t2i": 1}, 3, cycle=("edit", "edit", "t2i")), "make them agree"),
