@@ -38,6 +38,8 @@ class PretrainConfig:
         warmup_steps: of linear warm-up.
         decay_share: last share of the steps, over which the learning rates fall linearly to 0.
         text_dropout: chance of an empty text, for guidance.
+        mislabelled: share of the pairs whose text and picture differ in one thing, as in mined data: what is left for
+            reinforcement to mend.
         sigma_shift: SD3's shift of the logit-normal sigmas. Objects stand out of these latents at far more than unit
             variance, so that what is where is decided above sigma 0.8; without a shift little is learnt there.
         ema_decay: of the averaged weights, which are the ones that are saved.
@@ -50,14 +52,15 @@ class PretrainConfig:
     """
 
     output_dir: Path = Path("runs/pretrain_scenes")
-    num_steps: int = 7000
-    t2i_batch_size: int = 40
-    edit_batch_size: int = 12
+    num_steps: int = 9600
+    t2i_batch_size: int = 36
+    edit_batch_size: int = 16
     muon_learning_rate: float = 8e-3
     learning_rate: float = 1.5e-3
     warmup_steps: int = 50
-    decay_share: float = 0.3
+    decay_share: float = 0.4
     text_dropout: float = 0.1
+    mislabelled: float = 0.15
     sigma_shift: float = 4.0
     ema_decay: float = 0.998
     max_grad_norm: float = 1.0
@@ -70,8 +73,8 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if self.num_steps < 1 or self.t2i_batch_size < 1 or self.edit_batch_size < 1:
             raise ValueError("num_steps and both batch sizes: expected 1 or more")
-        if not 0 <= self.decay_share <= 1 or not 0 <= self.text_dropout < 1:
-            raise ValueError("decay_share and text_dropout: expected a share between 0 and 1")
+        if not 0 <= self.decay_share <= 1 or not 0 <= self.text_dropout < 1 or not 0 <= self.mislabelled <= 1:
+            raise ValueError("decay_share, text_dropout and mislabelled: expected a share between 0 and 1")
 
 
 def learning_rate_scale(config: PretrainConfig, step: int) -> float:
@@ -159,7 +162,7 @@ def train_steps(
         generator = torch.Generator().manual_seed(derive_seed(config.seed, "pretrain", step))
         total = 0.0
         for task, size in sizes.items():
-            batch = supervised_batch(task, rng, size)
+            batch = supervised_batch(task, rng, size, mislabelled=config.mislabelled)
             loss = flow_matching_loss(config, policy, batch, generator) / len(sizes)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()

@@ -276,9 +276,14 @@ def _edit_task(
     target: Sequence[SceneObject | None],
     operations: list[Operation],
 ) -> EditTask:
-    text = _pick(rng, _JOINTS).join(_words(rng, operation, source) for operation in operations)
+    text = instruction(rng, operations, source)
     metadata = {"tag": skill, "prompt": text, "ops": operations, "scene": [asdict(o) for o in source]}
     return EditTask(text, source, tuple(o for o in target if o is not None), metadata, DIFFICULTY[skill])
+
+
+def instruction(rng: np.random.Generator, operations: Sequence[Operation], source: Scene) -> str:
+    """Words for operations on a scene."""
+    return _pick(rng, _JOINTS).join(_words(rng, operation, source) for operation in operations)
 
 
 def _words(rng: np.random.Generator, operation: Operation, source: Scene) -> str:

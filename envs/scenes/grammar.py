@@ -1,10 +1,10 @@
 """Text-to-image prompts over scenes: GenEval's six skills, varied wording, a split by combination.
 
 A *combination* is what a prompt tests, without its wording: a shape, a (colour, shape), a (count, shape), a pair, a
-(shape, relation, shape). Every fifth combination of each skill is held out: no training prompt *of that skill* tests
-it, under any wording or order, nor for a relation under any added colour. Training prompts of other skills and forms
-may contain it: a pair held out for two_object may be in a color_attr or a position prompt, a (colour, shape) held out
-for colors in a color_attr prompt, and a count held out without a colour may be trained on with one, or the reverse.
+(shape, relation, shape). Every fifth combination of each skill is held out: no training prompt of any skill contains
+it, under any wording or order. A pair of shapes held out for two_object is in no relation and in no colour attribution
+of the training split either, and a (colour, shape) held out for colors is in no prompt with more in it. A shape alone
+is no combination: the one held out for single_object is never asked for by itself, but beside others or with a colour.
 """
 
 from __future__ import annotations
@@ -89,8 +89,33 @@ def hold_out(values: Sequence[Any], salt: str) -> dict[Split, list[Any]]:
 
 @cache
 def split_combinations(skill: str) -> dict[Split, list[tuple[Any, ...]]]:
-    """The combinations of a skill in each split."""
-    return hold_out(_all_combinations(skill), skill)
+    """The combinations of a skill in each split; those that only contain a held-out one are in neither."""
+    split = hold_out(_all_combinations(skill), skill)
+    return {**split, "train": [chosen for chosen in split["train"] if _is_trained(skill, chosen)]}
+
+
+@cache
+def _held_out() -> frozenset[tuple[str, tuple[Any, ...]]]:
+    """Every (skill, combination) that no training prompt may contain."""
+    skills = (skill for skill in SKILLS if skill != "single_object")
+    return frozenset((s, chosen) for s in skills for chosen in hold_out(_all_combinations(s), s)["held_out"])
+
+
+def _is_trained(skill: str, chosen: tuple[Any, ...]) -> bool:
+    return _held_out().isdisjoint(contained(skill, chosen))
+
+
+def contained(skill: str, chosen: tuple[Any, ...]) -> set[tuple[str, tuple[Any, ...]]]:
+    """A combination and those of other skills that any prompt for it asks for too, as (skill, combination)."""
+    found = {(skill, chosen)}
+    if skill == "counting" and chosen[1] is not None:
+        count, color, shape = chosen
+        found |= {("counting", (count, None, shape)), ("colors", (color, shape))}
+    elif skill == "position":
+        found.add(("two_object", tuple(sorted((chosen[0], chosen[2]), key=SHAPES.index))))
+    elif skill == "color_attr":
+        found |= {("two_object", tuple(shape for _, shape in chosen)), *(("colors", kind) for kind in chosen)}
+    return found
 
 
 def combination(metadata: Metadata) -> tuple[Any, ...]:
@@ -108,14 +133,14 @@ def combination(metadata: Metadata) -> tuple[Any, ...]:
     if tag == "position":
         a, (relation, _), b = include[1]["class"], include[1]["position"], first["class"]
         return (a, relation, b) if relation in ("left of", "above") else (b, opposite(relation), a)
-    return tuple(sorted(((c["color"], c["class"]) for c in include), key=lambda kind: SHAPES.index(kind[1])))
+    return _kinds(*((clause["color"], clause["class"]) for clause in include))
 
 
 def sample_task(rng: np.random.Generator, split: Split = "train", skill: str | None = None) -> SceneTask:
     """Draw a prompt: a skill (uniform unless given), a combination of the split, then the wording."""
     skill = skill or _pick(rng, SKILLS)
     choices = split_combinations(skill)[split]
-    include, phrase = _phrase(rng, skill, choices[int(rng.integers(len(choices)))])
+    include, phrase = _phrase(rng, skill, choices[int(rng.integers(len(choices)))], split)
     opening = _pick(rng, _OPENINGS)
     text = (
         opening.replace("is", "are", 1) + phrase if skill == "counting" and opening == "there is " else opening + phrase
@@ -127,7 +152,9 @@ def sample_task(rng: np.random.Generator, split: Split = "train", skill: str | N
     return SceneTask(text, metadata, _difficulty(metadata))
 
 
-def _phrase(rng: np.random.Generator, skill: str, chosen: tuple[Any, ...]) -> tuple[list[dict[str, Any]], str]:
+def _phrase(
+    rng: np.random.Generator, skill: str, chosen: tuple[Any, ...], split: Split
+) -> tuple[list[dict[str, Any]], str]:
     if skill == "single_object":
         return [_clause(chosen[0])], article(chosen[0])
     if skill == "colors":
@@ -137,7 +164,7 @@ def _phrase(rng: np.random.Generator, skill: str, chosen: tuple[Any, ...]) -> tu
         noun = f"{color} {_plural(shape)}" if color else _plural(shape)
         return [_clause(shape, count, color)], f"{COUNT_WORDS[count]} {noun}"
     if skill == "position":
-        return _relation_phrase(rng, *chosen)
+        return _relation_phrase(rng, chosen, split)
     kinds = [(None, shape) for shape in chosen] if skill == "two_object" else list(chosen)
     if rng.random() < 0.5:
         kinds.reverse()
@@ -146,16 +173,26 @@ def _phrase(rng: np.random.Generator, skill: str, chosen: tuple[Any, ...]) -> tu
     return [_clause(shape, color=color) for color, shape in kinds], joint
 
 
-def _relation_phrase(rng: np.random.Generator, a: str, relation: str, b: str) -> tuple[list[dict[str, Any]], str]:
+def _relation_phrase(
+    rng: np.random.Generator, chosen: tuple[str, str, str], split: Split
+) -> tuple[list[dict[str, Any]], str]:
     """Words for "a relation b" or its converse; half of the prompts name both colours as well."""
+    a, relation, b = chosen
     if rng.random() < 0.5:
         a, relation, b = b, opposite(relation), a
     colors: list[str | None] = [None, None]
     if rng.random() < 0.5:
         colors = [_pick(rng, _COLORS), _pick(rng, _COLORS)]
+        while split == "train" and not _is_trained("color_attr", _kinds((colors[0], a), (colors[1], b))):
+            colors = [_pick(rng, _COLORS), _pick(rng, _COLORS)]
     names = [article(f"{color} {shape}" if color else shape) for color, shape in zip(colors, (a, b), strict=True)]
     include = [_clause(b, color=colors[1]), {**_clause(a, color=colors[0]), "position": [relation, 0]}]
     return include, f"{names[0]} {_pick(rng, _RELATION_WORDS[relation])} {names[1]}"
+
+
+def _kinds(*kinds: tuple[str | None, str]) -> tuple[tuple[str | None, str], ...]:
+    """(colour, shape) pairs in the canonical order."""
+    return tuple(sorted(kinds, key=lambda kind: SHAPES.index(kind[1])))
 
 
 def _clause(shape: str, count: int = 1, color: str | None = None) -> dict[str, Any]:
