@@ -52,7 +52,7 @@ class PretrainConfig:
     """
 
     output_dir: Path = Path("runs/pretrain_scenes")
-    num_steps: int = 9600
+    num_steps: int = 14000
     t2i_batch_size: int = 36
     edit_batch_size: int = 16
     muon_learning_rate: float = 8e-3

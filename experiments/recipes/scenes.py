@@ -60,20 +60,6 @@ def pdtr_scenes() -> TrainConfig:
     )
 
 
-def _tuned(curriculum: StageCurriculum) -> Staged:
-    """The same stages with this world's reward weights and learning rate schedule."""
-    from pdtr.curriculum import Staged
-    from pdtr.stages import Constant
-
-    settings: dict[str, Any] = {
-        # The dense reward alone is raised by pictures that are nearly right, and strict success lost on the way.
-        "reward_weights": {"strict": Constant(1.0)},
-        # At a constant rate success peaked and fell again, as the noise of the gradients gathered in the weights.
-        "decay_share": 0.5,
-    }
-    return Staged(tuple(replace(stage, **settings) for stage in curriculum.as_stages()))
-
-
 def smoke() -> TrainConfig:
     """Every part of a run at its smallest, within a minute; what continuous integration runs."""
     from agents.algorithms.diffusion_nft import DiffusionNFT
@@ -163,3 +149,17 @@ def t2i_only() -> TrainConfig:
 def _order_arm(name: str, curriculum: StageCurriculum) -> TrainConfig:
     """``pdtr_scenes`` with another curriculum of as many iterations: the arms differ in nothing else."""
     return replace(pdtr_scenes(), output_dir=Path("runs/order_study") / name, curriculum=_tuned(curriculum))
+
+
+def _tuned(curriculum: StageCurriculum) -> Staged:
+    """The same stages with this world's reward weights and learning rate schedule."""
+    from pdtr.curriculum import Staged
+    from pdtr.stages import Constant
+
+    settings: dict[str, Any] = {
+        # The dense reward alone is raised by pictures that are nearly right, and strict success lost on the way.
+        "reward_weights": {"strict": Constant(1.0)},
+        # At a constant rate success peaked and fell again, as the noise of the gradients gathered in the weights.
+        "decay_share": 0.5,
+    }
+    return Staged(tuple(replace(stage, **settings) for stage in curriculum.as_stages()))
