@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pdtr.curriculum import StageCurriculum, Staged
 
 # The stages of PDTR.
-_EDIT_ITERATIONS, _T2I_ITERATIONS = 75, 60
+_EDIT_ITERATIONS, _T2I_ITERATIONS = 60, 90
 # A stage of any arm of the order study.
 _STAGE_ITERATIONS = 30
 
@@ -36,7 +36,7 @@ def pdtr_scenes() -> TrainConfig:
             rollout_sampler=sampler,
             beta=1.0,  # Published for a single reward.
             num_sigmas=2,  # Steadies text-to-image; in editing it is the prompts that differ, not the noise.
-            kl_coef=0.01,  # A hundred times the published one: full weights leave their reference faster than adapters.
+            kl_coef=0.03,  # Full weights leave their reference faster than adapters: published is a three-hundredth.
             old_rate=0.001,  # Published: the policy that draws lags the more the longer the run is.
             old_max=0.5,  # Published.
         ),
@@ -162,4 +162,7 @@ def _tuned(curriculum: StageCurriculum) -> Staged:
         # At a constant rate success peaked and fell again, as the noise of the gradients gathered in the weights.
         "decay_share": 0.5,
     }
-    return Staged(tuple(replace(stage, **settings) for stage in curriculum.as_stages()))
+    first, *later = curriculum.as_stages()
+    # At the first stage's rate the second one lost what the first had taught, and learnt little itself.
+    calm = [replace(stage, **settings, learning_rate_scale=0.3) for stage in later]
+    return Staged((replace(first, **settings), *calm))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -167,7 +168,8 @@ def test_without_flags_a_recipe_stays_as_it_is() -> None:
 
 
 def test_a_curriculum_s_flags_are_those_of_its_kind() -> None:
-    config, resume = parse_run(find_recipe("joint")(), Usage("x"), ["--curriculum.num-iterations", "3", "--resume"])
+    recipe = replace(find_recipe("joint")(), curriculum=Joint(2))
+    config, resume = parse_run(recipe, Usage("x"), ["--curriculum.num-iterations", "3", "--resume"])
     assert config.curriculum == Joint(3)
     assert resume
 
