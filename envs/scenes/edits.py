@@ -26,6 +26,7 @@ from envs.scenes.world import (
     Scene,
     SceneObject,
     overlaps,
+    pick,
     place_all,
     relation_holds,
 )
@@ -283,7 +284,7 @@ def _edit_task(
 
 def instruction(rng: np.random.Generator, operations: Sequence[Operation], source: Scene) -> str:
     """Words for operations on a scene."""
-    return _pick(rng, _JOINTS).join(_words(rng, operation, source) for operation in operations)
+    return pick(rng, _JOINTS).join(_words(rng, operation, source) for operation in operations)
 
 
 def _words(rng: np.random.Generator, operation: Operation, source: Scene) -> str:
@@ -297,14 +298,10 @@ def _words(rng: np.random.Generator, operation: Operation, source: Scene) -> str
     where = operation.get("where", "")
     if where:
         anchor = name(operation["anchor"]) if "anchor" in operation else ""
-        where = _pick(rng, _WHERE_WORDS[where]).format(anchor=anchor)
-    return _pick(rng, _WORDS[operation["op"]]).format(
+        where = pick(rng, _WHERE_WORDS[where]).format(anchor=anchor)
+    return pick(rng, _WORDS[operation["op"]]).format(
         object=name(operation["object"]) if "object" in operation else "",
         color=operation.get("color", ""),
         new=article(f"{operation['color']} {operation['shape']}") if "shape" in operation else "",
         where=where,
     )
-
-
-def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
-    return options[int(rng.integers(len(options)))]

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from envs.scenes.world import COLORS, SHAPES, Scene, opposite, place_all, relation_holds
+from envs.scenes.world import COLORS, SHAPES, Scene, opposite, pick, place_all, relation_holds
 
 Split = Literal["train", "held_out"]
 SKILLS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -138,10 +138,10 @@ def combination(metadata: Metadata) -> tuple[Any, ...]:
 
 def sample_task(rng: np.random.Generator, split: Split = "train", skill: str | None = None) -> SceneTask:
     """Draw a prompt: a skill (uniform unless given), a combination of the split, then the wording."""
-    skill = skill or _pick(rng, SKILLS)
+    skill = skill or pick(rng, SKILLS)
     choices = split_combinations(skill)[split]
     include, phrase = _phrase(rng, skill, choices[int(rng.integers(len(choices)))], split)
-    opening = _pick(rng, _OPENINGS)
+    opening = pick(rng, _OPENINGS)
     text = (
         opening.replace("is", "are", 1) + phrase if skill == "counting" and opening == "there is " else opening + phrase
     )
@@ -169,7 +169,7 @@ def _phrase(
     if rng.random() < 0.5:
         kinds.reverse()
     names = [article(f"{color} {shape}" if color else shape) for color, shape in kinds]
-    joint = _pick(rng, _JOINTS).format(a=names[0], b=names[1])
+    joint = pick(rng, _JOINTS).format(a=names[0], b=names[1])
     return [_clause(shape, color=color) for color, shape in kinds], joint
 
 
@@ -182,12 +182,12 @@ def _relation_phrase(
         a, relation, b = b, opposite(relation), a
     colors: list[str | None] = [None, None]
     if rng.random() < 0.5:
-        colors = [_pick(rng, _COLORS), _pick(rng, _COLORS)]
+        colors = [pick(rng, _COLORS), pick(rng, _COLORS)]
         while split == "train" and not _is_trained("color_attr", _kinds((colors[0], a), (colors[1], b))):
-            colors = [_pick(rng, _COLORS), _pick(rng, _COLORS)]
+            colors = [pick(rng, _COLORS), pick(rng, _COLORS)]
     names = [article(f"{color} {shape}" if color else shape) for color, shape in zip(colors, (a, b), strict=True)]
     include = [_clause(b, color=colors[1]), {**_clause(a, color=colors[0]), "position": [relation, 0]}]
-    return include, f"{names[0]} {_pick(rng, _RELATION_WORDS[relation])} {names[1]}"
+    return include, f"{names[0]} {pick(rng, _RELATION_WORDS[relation])} {names[1]}"
 
 
 def _kinds(*kinds: tuple[str | None, str]) -> tuple[tuple[str | None, str], ...]:
@@ -203,10 +203,6 @@ def _plural(shape: str) -> str:
     return "crosses" if shape == "cross" else f"{shape}s"
 
 
-def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
-    return options[int(rng.integers(len(options)))]
-
-
 def _difficulty(metadata: Metadata) -> float:
     if metadata["tag"] == "counting":
         return _DIFFICULTY["counting"] + 0.2 * (int(metadata["include"][0]["count"]) - 2)
@@ -216,7 +212,7 @@ def _difficulty(metadata: Metadata) -> float:
 def scene_for(rng: np.random.Generator, metadata: Metadata) -> Scene:
     """Draw a scene that a prompt describes exactly: what is named, where it is named, and nothing else."""
     kinds = [
-        (clause.get("color") or _pick(rng, _COLORS), clause["class"])
+        (clause.get("color") or pick(rng, _COLORS), clause["class"])
         for clause in metadata["include"]
         for _ in range(clause["count"])
     ]

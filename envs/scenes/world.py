@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from rewards.relations import Box, relative_position
+
+T = TypeVar("T")
 
 CANVAS = 48
 BACKGROUND = (235, 235, 235)
@@ -64,6 +67,11 @@ class SceneObject:
 
 
 Scene = tuple[SceneObject, ...]
+
+
+def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+    """One of the options, each as likely."""
+    return options[int(rng.integers(len(options)))]
 
 
 def box_of(shape: str, x: float, y: float, radius: float) -> Box:

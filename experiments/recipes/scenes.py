@@ -129,26 +129,34 @@ def joint() -> TrainConfig:
     """Order study: both tasks in every iteration, half the prompts each."""
     from pdtr.curriculum import Joint
 
-    return _order_arm("joint", Joint(2 * _STAGE_ITERATIONS))
+    return _order_arm("joint", _twice(Joint(_STAGE_ITERATIONS)))
 
 
 def edit_only() -> TrainConfig:
     """Order study: editing alone, for as long as both stages together."""
     from pdtr.curriculum import SingleTask
 
-    return _order_arm("edit_only", SingleTask("edit", 2 * _STAGE_ITERATIONS))
+    return _order_arm("edit_only", _twice(SingleTask("edit", _STAGE_ITERATIONS)))
 
 
 def t2i_only() -> TrainConfig:
     """Order study: text-to-image alone, for as long as both stages together."""
     from pdtr.curriculum import SingleTask
 
-    return _order_arm("t2i_only", SingleTask("t2i", 2 * _STAGE_ITERATIONS))
+    return _order_arm("t2i_only", _twice(SingleTask("t2i", _STAGE_ITERATIONS)))
 
 
 def _order_arm(name: str, curriculum: StageCurriculum) -> TrainConfig:
-    """``pdtr_scenes`` with another curriculum of as many iterations: the arms differ in nothing else."""
+    """``pdtr_scenes`` with two other stages, equally long in every arm: the arms differ in what is practised alone."""
     return replace(pdtr_scenes(), output_dir=Path("runs/order_study") / name, curriculum=_tuned(curriculum))
+
+
+def _twice(curriculum: StageCurriculum) -> Staged:
+    """Its only stage two times, so that learning rate and reference change when they do in the arms of two tasks."""
+    from pdtr.curriculum import Staged
+
+    (stage,) = curriculum.as_stages()
+    return Staged((stage, replace(stage, name=f"{stage.name} again")))
 
 
 def _tuned(curriculum: StageCurriculum) -> Staged:
