@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from envs.prompts import PromptPool
 from envs.spaces import UnicodeText, describe_text
 from envs.window import RENDER_MODES, Window, check_render_mode
-from rewards.base import Images, Prompt, Reward, Scores, score
+from rewards.base import Images, Prompt, Reward, Scores
+from rewards.scoring import score
 
 Observation = dict[str, Any]
 _PAPER = 255

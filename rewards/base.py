@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
-from collections.abc import Awaitable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,93 +60,54 @@ class Reward(Protocol):
         ...
 
 
-def score(reward: Reward, images: Images, prompts: Sequence[Prompt]) -> Scores:
-    """Call a reward, wait for it where it is asynchronous, and check what comes back.
+@dataclass(frozen=True)
+class RewardTraits:
+    """How a reward wants to be called; a reward that has none is called once, with everything.
 
-    An asynchronous reward works in a notebook too: where this thread runs an event loop already, the coroutine runs in
-    another thread, in a loop of its own.
-
-    Raises:
-        ValueError: images, prompts or the reward's answer have the wrong shape or type; the message names both.
+    Attributes:
+        scope: "sample": an image's reward depends on that image alone. "group": it is called with one group at a time,
+            the samples that were drawn of one prompt, and may compare them (win rates).
+        batch_size: most images of a call; None: no bound. A group is never cut.
+        concurrency: most calls at a time; a plain function's calls run in threads then.
+        fingerprint: what else the answers depend on (model, template hash, sampling parameters): for caches and logs.
     """
-    name = reward_name(reward)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"{name}: expected images uint8 [B, H, W, 3], got {images.dtype} {list(images.shape)}")
-    if len(prompts) != len(images):
-        raise ValueError(f"{name}: expected one prompt an image, got {len(prompts)} prompts for {len(images)} images")
-    answer = reward(images, prompts)
-    if inspect.isawaitable(answer):
-        answer = _finish(_wait(answer))
-    scores = answer if isinstance(answer, Scores) else Scores(answer)
-    components = {key: _checked(f"{name}, component {key!r}", v, len(images)) for key, v in scores.components.items()}
-    return Scores(_checked(name, scores.total, len(images)), components, scores.reasons)
+
+    scope: Literal["sample", "group"] = "sample"
+    batch_size: int | None = None
+    concurrency: int = 1
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        if self.scope not in ("sample", "group"):
+            raise ValueError(f"scope: expected 'sample' or 'group', got {self.scope!r}")
+        if self.concurrency < 1 or (self.batch_size is not None and self.batch_size < 1):
+            raise ValueError(f"RewardTraits: expected batch_size and concurrency of 1 or more, got {self}")
 
 
-async def _wait(answer: Awaitable[Values | Scores]) -> Values | Scores:
-    return await answer
+class Unavailable(Exception):
+    """Raised by a reward without an answer for the images of a call: they are NaN, and the message is the reason."""
 
 
-def _finish(answer: Coroutine[Any, Any, Values | Scores]) -> Values | Scores:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(answer)
-    # A loop cannot be run within a running one, and a thread has its own.
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        return executor.submit(asyncio.run, answer).result()
+R = TypeVar("R", bound=Callable[..., Any])
 
 
-def _checked(name: str, values: object, count: int) -> Values:
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiub" or array.shape != (count,):
-        raise ValueError(
-            f"{name}: expected one number an image, shape ({count},), got {array.dtype} {array.shape}; "
-            "return a float32 array, with NaN for what is not available"
-        )
-    array = array.astype(np.float32)
-    if np.isinf(array).any():
-        raise ValueError(
-            f"{name}: got an infinite reward for image {int(np.isinf(array).argmax())}; return NaN instead"
-        )
-    return array
+def declare(traits: RewardTraits) -> Callable[[R], R]:
+    """Give a reward its traits: ``@declare(RewardTraits(scope="group"))``. A class may just have ``traits``."""
+
+    def mark(reward: R) -> R:
+        reward.traits = traits  # type: ignore[attr-defined]
+        return reward
+
+    return mark
+
+
+def reward_traits(reward: Reward) -> RewardTraits:
+    """A reward's traits, those of a plain callable unless it declares others."""
+    traits = getattr(reward, "traits", None)
+    return traits if isinstance(traits, RewardTraits) else RewardTraits()
 
 
 def reward_name(reward: Reward) -> str:
     """A reward's name for messages and metrics: its function's or its class's name."""
     name = getattr(reward, "__name__", None)
     return name if isinstance(name, str) else type(reward).__name__
-
-
-def check_reward(reward: Reward, images: Images, prompts: Sequence[Prompt]) -> None:
-    """Check that a callable keeps the reward contract on a batch of at least two samples.
-
-    Shape and dtype (by :func:`score`), the inputs left as they were, the same answer twice, and no dependence on the
-    order of the batch or on its size.
-
-    Raises:
-        ValueError: a property does not hold; the message says which and what to mend.
-    """
-    if len(images) < 2:
-        raise ValueError(f"check_reward: expected at least two images, got {len(images)}")
-    name, before = reward_name(reward), images.copy()
-    first = score(reward, images, prompts).total
-    if not np.array_equal(images, before):
-        raise ValueError(f"{name}: changed the images it was given; work on a copy")
-    checks = {
-        "gave another answer for the same batch; seed it or lower its temperature": score(
-            reward, images, prompts
-        ).total,
-        "depends on the order of the batch; score every image by itself": score(
-            reward, images[::-1].copy(), list(prompts)[::-1]
-        ).total[::-1],
-        "depends on the size of the batch; score every image by itself": np.concatenate(
-            [score(reward, images[i : i + 1], prompts[i : i + 1]).total for i in range(len(images))]
-        ),
-    }
-    for message, values in checks.items():
-        agree = np.isclose(first, values, rtol=1e-4, atol=1e-5, equal_nan=True)
-        if not agree.all():
-            # A difference that is NaN is of a reward that is there once only.
-            differences = np.nan_to_num(np.abs(first - values), nan=np.inf)
-            worst = int(np.where(agree, -1, differences).argmax())
-            raise ValueError(f"{name}: {message} (image {worst}: {first[worst]} against {values[worst]})")

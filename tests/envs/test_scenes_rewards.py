@@ -19,7 +19,9 @@ from envs.scenes.edits import EDIT_SKILLS, EditTask, sample_edit
 from envs.scenes.render import render
 from envs.scenes.rewards import edit_reward
 from envs.scenes.world import COLORS, SHAPES, Scene, SceneObject, overlaps, place
-from rewards.base import Prompt, Scores, check_reward, score
+from rewards.base import Prompt, Scores
+from rewards.checker import check_reward
+from rewards.scoring import score
 
 Images = NDArray[np.uint8]
 COUNT = 200

@@ -15,7 +15,9 @@ from envs.scenes.grammar import SKILLS, sample_task, scene_for
 from envs.scenes.render import render
 from envs.scenes.rewards import t2i_reward
 from envs.scenes.world import Scene, SceneObject
-from rewards.base import Prompt, check_reward, score
+from rewards.base import Prompt
+from rewards.checker import check_reward
+from rewards.scoring import score
 
 Images = NDArray[np.uint8]
 COUNT = 200

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rewards.base import Images, Prompt, check_reward
+from rewards.base import Images, Prompt
+from rewards.checker import check_reward
 from rewards.pixel import jpeg_compressibility, jpeg_incompressibility, redness
 
 REWARDS = [jpeg_compressibility, jpeg_incompressibility, redness]

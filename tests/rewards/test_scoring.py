@@ -1,16 +1,16 @@
-"""The reward contract: what score accepts and refuses, and which breach check_reward finds."""
+"""How rewards are called: what score accepts and refuses, batches, groups, threads, and what is not available."""
 
 import asyncio
-import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rewards.base import Images, Prompt, Reward, Scores, check_reward, reward_name, score
+from rewards.base import Images, Prompt, Reward, RewardTraits, Scores, Unavailable, declare, reward_name
+from rewards.scoring import score
 
 PROMPTS = [Prompt(text) for text in ("a", "bb", "ccc", "dddd")]
 IMAGES = np.arange(4, dtype=np.uint8).repeat(2 * 2 * 3).reshape(4, 2, 2, 3) * 10
@@ -140,80 +140,112 @@ def test_names() -> None:
     assert reward_name(Judge()) == "Judge"
 
 
-class SometimesMissing:
-    """Image 1 has never a reward; image 2 has one on every second call only."""
+@pytest.mark.parametrize(("batch_size", "sizes"), [(None, [4]), (1, [1, 1, 1, 1]), (3, [3, 1]), (4, [4]), (9, [4])])
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_batches_as_declared_and_the_same_rewards(batch_size: int | None, sizes: list[int], concurrency: int) -> None:
+    seen: list[int] = []
 
-    def __init__(self) -> None:
-        self.calls = 0
+    @declare(RewardTraits(batch_size=batch_size, concurrency=concurrency))
+    def counting(images: Images, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
+        seen.append(len(images))
+        return brightness(images, prompts)
 
-    def __call__(self, images: Images, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
-        self.calls += 1
-        missing = {"bb", "ccc"} if self.calls % 2 else {"bb"}
-        return np.where([prompt.text in missing for prompt in prompts], np.float32(NAN), brightness(images, prompts))
-
-
-class Drifting:
-    """Every call is 0.1 higher."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self, images: Images, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
-        self.calls += 1
-        return np.asarray(brightness(images, prompts) + 0.1 * self.calls, np.float32)
+    assert score(counting, IMAGES, PROMPTS).total.tolist() == EXPECTED
+    assert sorted(seen, reverse=True) == sizes
 
 
-def painting(images: Images, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
-    images[0] = 0
-    images[1] = 255
-    return np.zeros(len(images), np.float32)
+@pytest.mark.parametrize("is_async", [False, True])
+def test_no_more_calls_at_a_time_than_declared_and_as_many(is_async: bool) -> None:
+    running, most = 0, 0
+    barrier = threading.Barrier(2)
+
+    @declare(RewardTraits(batch_size=1, concurrency=2))
+    def plain(images: Images, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
+        barrier.wait(timeout=5)  # Passes only while another call is running.
+        return brightness(images, prompts)
+
+    @declare(RewardTraits(batch_size=1, concurrency=2))
+    async def asynchronous(images: Images, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.01)
+        running -= 1
+        return brightness(images, prompts)
+
+    reward: Reward = asynchronous if is_async else plain
+    assert score(reward, IMAGES, PROMPTS).total.tolist() == EXPECTED
+    assert most == (2 if is_async else 0)
 
 
-def position(images: Images, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
-    return np.arange(len(images), dtype=np.float32)
+def test_a_group_is_called_whole_and_alone() -> None:
+    seen: list[list[str]] = []
+
+    @declare(RewardTraits(scope="group", batch_size=1))
+    def rank(images: Images, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
+        seen.append([prompt.text for prompt in prompts])
+        return np.asarray(images.mean((1, 2, 3)).argsort().argsort(), np.float32)
+
+    prompts = [PROMPTS[0], PROMPTS[0], PROMPTS[0], PROMPTS[1]]
+    assert score(rank, IMAGES[::-1].copy(), prompts).total.tolist() == [2, 1, 0, 0]
+    assert seen == [["a", "a", "a"], ["bb"]]
 
 
-def above_mean(images: Images, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
-    found = brightness(images, prompts)
-    return np.asarray(found - found.mean(), np.float32)
+def test_two_prompts_that_are_equal_are_two_groups() -> None:
+    @declare(RewardTraits(scope="group"))
+    def size(images: Images, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
+        return np.full(len(images), len(images), np.float32)
+
+    assert score(size, IMAGES, [Prompt("a"), Prompt("a"), PROMPTS[0], PROMPTS[0]]).total.tolist() == [1, 1, 2, 2]
 
 
-def never_available(images: Images, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
-    return np.full(len(images), NAN, np.float32)
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_unavailable_call_masks_its_own_images_and_says_why(is_async: bool) -> None:
+    @declare(RewardTraits(batch_size=2))
+    def plain(images: Images, prompts: Sequence[Prompt]) -> Scores:
+        if prompts[0].text == "ccc":
+            raise Unavailable("the judge is down")
+        return Scores(brightness(images, prompts), {"light": images.mean((1, 2, 3))})
+
+    @declare(RewardTraits(batch_size=2))
+    async def asynchronous(images: Images, prompts: Sequence[Prompt]) -> Scores:
+        await asyncio.sleep(0)
+        return plain(images, prompts)
+
+    found = score(asynchronous if is_async else plain, IMAGES, PROMPTS)
+    np.testing.assert_array_equal(found.total, np.array([1, 12, NAN, NAN], np.float32))
+    np.testing.assert_array_equal(found.components["light"], np.array([0, 10, NAN, NAN], np.float32))
+    assert found.reasons == {2: "the judge is down", 3: "the judge is down"}
 
 
-def one_short(images: Images, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
-    return brightness(images, prompts)[1:]
+def test_every_missing_reward_has_a_reason() -> None:
+    found = score(returns([1.0, NAN, 2.0, 3.0]), IMAGES, PROMPTS)
+    assert found.reasons == {1: "constant gave NaN without a reason"}
 
 
-@pytest.mark.parametrize("reward", [brightness, slow_brightness, never_available])
-def test_check_passes_what_keeps_the_contract(reward: Reward) -> None:
-    before = IMAGES.copy()
-    check_reward(reward, IMAGES, PROMPTS)
-    np.testing.assert_array_equal(IMAGES, before)
+def test_an_error_of_one_call_is_the_batch_s() -> None:
+    @declare(RewardTraits(batch_size=1, concurrency=4))
+    def fails(images: Images, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
+        if prompts[0].text == "bb":
+            raise LookupError("a defect is not a missing answer")
+        return brightness(images, prompts)
+
+    with pytest.raises(LookupError, match="a defect"):
+        score(fails, IMAGES, PROMPTS)
+
+
+def test_an_empty_batch_has_no_rewards() -> None:
+    assert score(brightness, IMAGES[:0], []).total.tolist() == []
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("traits", "message"),
     [
-        (lambda: painting, "painting: changed the images it was given; work on a copy"),
-        (lambda: position, r"position: depends on the order of the batch; .* \(image 0: 0.0 against 3.0\)"),
-        (lambda: above_mean, r"above_mean: depends on the size of the batch; .* \(image 0: -16.5 against 0.0\)"),
-        (Drifting, "Drifting: gave another answer for the same batch; seed it"),
-        (lambda: one_short, r"one_short: expected one number an image, shape \(4,\), got float32 \(3,\)"),
+        ({"scope": "batch"}, "expected 'sample' or 'group', got 'batch'"),
+        ({"batch_size": 0}, "1 or more"),
+        ({"concurrency": 0}, "1 or more"),
     ],
 )
-def test_check_names_the_breach(make: Callable[[], Reward], message: str) -> None:
+def test_traits_that_cannot_be_are_refused(traits: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_reward(make(), IMAGES.copy(), PROMPTS)
-
-
-def test_check_blames_the_image_that_differs_not_one_that_is_never_available() -> None:
-    with pytest.raises(ValueError, match=re.escape("another answer for the same batch")) as caught:
-        check_reward(SometimesMissing(), IMAGES, PROMPTS)
-    assert "(image 2: nan against 23.0)" in str(caught.value)
-
-
-def test_check_needs_two_images() -> None:
-    with pytest.raises(ValueError, match="expected at least two images, got 1"):
-        check_reward(brightness, IMAGES[:1], PROMPTS[:1])
+        RewardTraits(**traits)

@@ -1,0 +1,141 @@
+"""Calling a reward: in batches or group by group, plain or asynchronous, with what comes back checked."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+
+from rewards.base import Images, Prompt, Reward, RewardTraits, Scores, Unavailable, Values, reward_name, reward_traits
+
+T = TypeVar("T")
+
+
+def score(reward: Reward, images: Images, prompts: Sequence[Prompt]) -> Scores:
+    """Call a reward as its traits ask, wait for it where it is asynchronous, and check what comes back.
+
+    A group is a run of entries that share their :class:`Prompt` object. An asynchronous reward works in a notebook
+    too: where this thread runs an event loop already, the coroutine runs in another thread, in a loop of its own.
+
+    Returns:
+        Scores with a reason for every NaN of the total. Where calls differ in their components, what a call lacks is
+        NaN.
+
+    Raises:
+        ValueError: images, prompts or the reward's answer have the wrong shape or type; the message names both.
+    """
+    name = reward_name(reward)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"{name}: expected images uint8 [B, H, W, 3], got {images.dtype} {list(images.shape)}")
+    if len(prompts) != len(images):
+        raise ValueError(f"{name}: expected one prompt an image, got {len(prompts)} prompts for {len(images)} images")
+    traits = reward_traits(reward)
+    spans = call_spans(traits, prompts)
+    calls = [(images[start:stop], prompts[start:stop]) for start, stop in spans]
+    # A plain function that is called once needs no event loop.
+    first = _answer(reward, *calls[0]) if len(calls) == 1 else None
+    if first is None:
+        answers = _finish(_answers(reward, calls, traits.concurrency))
+    else:
+        answers = [_finish(_wait(first)) if inspect.isawaitable(first) else first]
+    parts = [_checked_scores(name, answer, stop - start) for answer, (start, stop) in zip(answers, spans, strict=True)]
+    return _joined(parts, [start for start, _ in spans])
+
+
+def call_spans(traits: RewardTraits, prompts: Sequence[Prompt]) -> list[tuple[int, int]]:
+    """Where each call's images start and stop."""
+    count = len(prompts)
+    if traits.scope == "group":
+        starts = [i for i in range(count) if i == 0 or prompts[i] is not prompts[i - 1]]
+    else:
+        starts = list(range(0, count, traits.batch_size or max(count, 1)))
+    return list(zip(starts, [*starts[1:], count], strict=True)) if starts else [(0, 0)]
+
+
+async def _answers(
+    reward: Reward, calls: Sequence[tuple[Images, Sequence[Prompt]]], concurrency: int
+) -> list[Values | Scores]:
+    gate = asyncio.Semaphore(concurrency)
+
+    async def one(images: Images, prompts: Sequence[Prompt]) -> Values | Scores:
+        async with gate:
+            if concurrency == 1:
+                return await _wait(_answer(reward, images, prompts))
+            return await _wait(await asyncio.to_thread(_answer, reward, images, prompts))
+
+    return list(await asyncio.gather(*(one(*call) for call in calls)))
+
+
+def _answer(reward: Reward, images: Images, prompts: Sequence[Prompt]) -> Values | Scores | Awaitable[Values | Scores]:
+    try:
+        answer = reward(images, prompts)
+    except Unavailable as missing:
+        return _unavailable(len(images), missing)
+    return _guarded(answer, len(images)) if inspect.isawaitable(answer) else answer
+
+
+async def _guarded(answer: Awaitable[Values | Scores], count: int) -> Values | Scores:
+    try:
+        return await answer
+    except Unavailable as missing:
+        return _unavailable(count, missing)
+
+
+def _unavailable(count: int, missing: Unavailable) -> Scores:
+    return Scores(np.full(count, np.nan, np.float32), {}, dict.fromkeys(range(count), str(missing)))
+
+
+async def _wait(answer: Values | Scores | Awaitable[Values | Scores]) -> Values | Scores:
+    return await answer if inspect.isawaitable(answer) else answer
+
+
+def _finish(answers: Coroutine[Any, Any, T]) -> T:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(answers)
+    # A loop cannot be run within a running one, and a thread has its own.
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        return executor.submit(asyncio.run, answers).result()
+
+
+def _checked_scores(name: str, answer: Values | Scores, count: int) -> Scores:
+    scores = answer if isinstance(answer, Scores) else Scores(answer)
+    components = {key: _checked(f"{name}, component {key!r}", v, count) for key, v in scores.components.items()}
+    total = _checked(name, scores.total, count)
+    missing = dict.fromkeys(map(int, np.flatnonzero(np.isnan(total))), f"{name} gave NaN without a reason")
+    return Scores(total, components, {**missing, **scores.reasons})
+
+
+def _joined(parts: Sequence[Scores], starts: Sequence[int]) -> Scores:
+    if len(parts) == 1:
+        return parts[0]
+    names = list(dict.fromkeys(name for part in parts for name in part.components))
+    absent = [np.full(len(part.total), np.nan, np.float32) for part in parts]
+    return Scores(
+        np.concatenate([part.total for part in parts]),
+        {
+            name: np.concatenate([p.components.get(name, a) for p, a in zip(parts, absent, strict=True)])
+            for name in names
+        },
+        {start + i: why for part, start in zip(parts, starts, strict=True) for i, why in part.reasons.items()},
+    )
+
+
+def _checked(name: str, values: object, count: int) -> Values:
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub" or array.shape != (count,):
+        raise ValueError(
+            f"{name}: expected one number an image, shape ({count},), got {array.dtype} {array.shape}; "
+            "return a float32 array, with NaN for what is not available"
+        )
+    array = array.astype(np.float32)
+    if np.isinf(array).any():
+        raise ValueError(
+            f"{name}: got an infinite reward for image {int(np.isinf(array).argmax())}; return NaN instead"
+        )
+    return array
