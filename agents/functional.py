@@ -9,7 +9,7 @@ Shapes: B samples of a minibatch, N samples of a whole rollout, ... the latent d
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -73,6 +73,38 @@ def group_advantages(
     elif std == "global" and is_valid.any():
         centred = centred / (rewards.float()[is_valid].std(correction=0) + eps).clamp(min=_TINY)
     return centred if clip is None else centred.clamp(-clip, clip)
+
+
+def normalize_then_sum(
+    rewards: Mapping[str, Tensor], weights: Mapping[str, float], groups: Tensor | int, std_floor: float = 0.05
+) -> Tensor:
+    """Several rewards as one in which each counts by its weight, not by its spread.
+
+    ``sum_k w_k (r_k - mean_group r_k) / max(std_group r_k, std_floor)``: GDPO (arXiv:2601.05242), whose whitening over
+    the batch is ``group_advantages`` with ``std="global"``.
+    Differs: the floor. A reward that hardly differs within a group says nothing there, and a division by its deviation
+    would make its noise as loud as the others' answers; GDPO adds a tiny constant.
+
+    Args:
+        rewards: by name, [N] each, NaN where not available.
+        weights: of those that count.
+        groups: [N] ids, or the group's size.
+        std_floor: least divisor, in units of the rewards.
+
+    Returns:
+        [N], fp32; NaN where a reward with a weight other than 0 is not available.
+    """
+    if not std_floor > 0:
+        raise ValueError(f"std_floor: expected a number above 0, got {std_floor}")
+    total = torch.zeros(len(next(iter(rewards.values()))))
+    for name, weight in weights.items():
+        if weight == 0:
+            continue
+        is_valid, ids, centred, count = _centre(rewards[name], groups)
+        variance = torch.zeros_like(count).index_add(0, ids, centred.square()) / count.clamp(min=1)
+        normalized = centred / variance.sqrt().clamp(min=std_floor)[ids]
+        total = total + weight * torch.where(is_valid, normalized, torch.nan)
+    return total
 
 
 def leave_one_out_advantages(rewards: Tensor, groups: Tensor | int) -> Tensor:

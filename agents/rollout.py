@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -112,9 +113,11 @@ def _rollout(
     rewards = torch.from_numpy(np.concatenate([np.asarray(o[1], np.float32) for o in outcomes]))
     parts: list[Mapping[str, Any]] = [o[4].get("components", {}) for o in outcomes]
     components = {
-        name: torch.from_numpy(np.concatenate([np.asarray(part[name], np.float32) for part in parts]))
-        for name in parts[0]
+        name: torch.from_numpy(np.concatenate([_component(o, name) for o in outcomes]))
+        for name in dict.fromkeys(name for part in parts for name in part)
     }
+    starts = list(accumulate((len(o[1]) for o in outcomes), initial=0))[:-1]
+    whys = [o[4].get("reasons", {}) for o in outcomes]
     return Rollout(
         trajectories=tuple(trajectories),
         rewards=rewards,
@@ -124,7 +127,14 @@ def _rollout(
         seed=draw.seed,
         images=np.concatenate(images) if images else None,
         seconds_waited=waited,
+        reasons={start + i: why for start, known in zip(starts, whys, strict=True) for i, why in known.items()},
     )
+
+
+def _component(outcome: Step, name: str) -> NDArray[np.float32]:
+    """A component of one chunk; NaN where its reward was not available as a whole, and had none."""
+    values = outcome[4].get("components", {}).get(name)
+    return np.full(len(outcome[1]), np.nan, np.float32) if values is None else np.asarray(values, np.float32)
 
 
 def asks(observation: Mapping[str, Any]) -> Iterator[Ask]:

@@ -6,7 +6,7 @@ B samples, T denoising steps, S stochastic steps, C H W latent, G samples a grou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any, Protocol
 
@@ -126,6 +126,7 @@ class Rollout:
         seed: the rollout's seed, for draws made in learning (noise, sigmas).
         images: decoded images, uint8 [N, H, W, 3], where they were kept.
         seconds_waited: time that drawing stood still for rewards.
+        reasons: why a sample has no reward, by its index.
     """
 
     trajectories: tuple[Trajectory, ...]
@@ -136,6 +137,7 @@ class Rollout:
     seed: int = 0
     images: NDArray[Any] | None = None
     seconds_waited: float = 0.0
+    reasons: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rewards)

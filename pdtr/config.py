@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from agents.algorithms.base import Algorithm
 from agents.algorithms.diffusion_nft import DiffusionNFT
+from agents.functional import check_choice
 from agents.learner import LearnerSettings
 from agents.policies.weights import LoraSettings
 from agents.samplers import ODE, Sampler
+from pdtr.aggregation import Aggregation
 from pdtr.curriculum import Curriculum, StageCurriculum, pdtr_curriculum, split_prompts
+from pdtr.missing import MissingSettings
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,9 @@ class TrainConfig:
         learning_rate: AdamW's.
         weight_decay: AdamW's.
         learner: optimiser steps on a rollout.
+        missing: what follows from rewards that are not available.
+        aggregation: how several rewards (the total and the weighed components) become one: "sum_then_normalize", or
+            "normalize_then_sum", each first made comparable within its group (GDPO, arXiv:2601.05242).
         lora: train adapters instead of every parameter.
         evaluation: see :class:`EvaluationConfig`.
         checkpoint_every: iterations between checkpoints.
@@ -74,6 +80,8 @@ class TrainConfig:
     learning_rate: float = 1e-4
     weight_decay: float = 0.0
     learner: LearnerSettings = field(default_factory=LearnerSettings)
+    missing: MissingSettings = field(default_factory=MissingSettings)
+    aggregation: Aggregation = "sum_then_normalize"
     lora: LoraSettings | None = None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint_every: int = 10
@@ -95,6 +103,7 @@ class TrainConfig:
                 f"chunk_size: expected a divisor of num_prompts x group_size = {self.num_prompts} x {self.group_size} "
                 f"= {total}, got {self.chunk_size}; {math.gcd(total, self.chunk_size)} would do"
             )
+        check_choice("aggregation", self.aggregation, get_args(Aggregation))
         _check_parts(self)
         if self.learner.num_minibatches > total // self.chunk_size:
             raise ValueError(

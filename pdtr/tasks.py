@@ -43,6 +43,16 @@ class Task:
     success: str = "strict"
     held_out_reward: Reward | None = None
 
+    def __post_init__(self) -> None:
+        from rewards.base import reward_name, reward_traits
+
+        measured = self.held_out_reward or self.reward
+        if reward_traits(measured).scope == "group":
+            raise ValueError(
+                f"task {self.name!r}: expected a held_out_reward that scores every image by itself, as evaluations "
+                f"draw one image a prompt, got {reward_name(measured)}, which compares the images of a group"
+            )
+
     def make_envs(self, num_envs: int, is_evaluation: bool = False) -> list[VectorEnv[Any, Any, Any]]:
         """Two equal vector environments, so that one can score while the other is drawn for."""
         import gymnasium

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,16 @@ from agents.rollout import Draw, collect
 from agents.samplers import derive_seed
 from agents.types import Rollout
 from pdtr import checkpoint
+from pdtr.aggregation import weighted
 from pdtr.config import TrainConfig
 from pdtr.curriculum import Plan, TaskBatch
 from pdtr.evaluate import evaluate
 from pdtr.logbook import Logbook
 from pdtr.metrics import evaluation_row, rollout_metrics
+from pdtr.missing import MissingWatch, commonest_reason, masked
 from pdtr.progress import Progress
 from pdtr.tasks import Task
+from rewards.base import reward_name, reward_traits
 
 
 @dataclass
@@ -61,6 +64,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, tasks: Mapping[str, Task], policy: FlowPolicy, progress: Progress) -> None:
         self.config, self.tasks, self.policy, self.progress = config, tasks, policy, progress
+        _check_groups(config, tasks)
         # A copy: the configuration's must stay as it was given, for another run of the same configuration.
         self.curriculum = copy.deepcopy(config.curriculum)
         self.logbook = Logbook(config.output_dir)
@@ -69,6 +73,7 @@ class Trainer:
             policy, self.weights, config.algorithm, make_optimizer(config, self.weights), config.learner
         )
         self.run = Run()
+        self.missing = MissingWatch(config.missing)
         self._envs = {name: task.make_envs(config.chunk_size) for name, task in tasks.items()}
         size = config.evaluation.chunk_size
         self._evaluation_envs = {name: task.make_envs(size, is_evaluation=True) for name, task in tasks.items()}
@@ -93,14 +98,14 @@ class Trainer:
 
     def _iterate(self, plan: Plan, started: float) -> None:
         self._start_stage(plan)
-        rollouts = weighted([self._collect(part) for part in plan.parts], plan.reward_weights)
-        advantages = self.config.algorithm.advantages
-        rollouts = [rollout.with_advantages(advantages(rollout)) for rollout in rollouts]
+        rollouts = self._with_advantages(plan, [self._collect(part) for part in plan.parts])
         drawn = time.monotonic()
         row: dict[str, Any] = {"iteration": self.run.iteration + 1, "stage": plan.stage, "stage_name": plan.stage_name}
         row |= {"tasks": [part.task for part in plan.parts]}
         for part, rollout in zip(plan.parts, rollouts, strict=True):
             row |= rollout_metrics(part.task, rollout, self.config.group_size)
+            if rollout.reasons:
+                row[f"missing_reason/{part.task}"] = commonest_reason([rollout])
         row |= self._learn(rollouts)
         rewards = {
             part.task: rollout.rewards.numpy().reshape(len(part.prompts), -1)
@@ -119,6 +124,17 @@ class Trainer:
             self.curriculum.observe_evaluation(self._evaluate_all("tune"))
         if self.run.iteration % self.config.checkpoint_every == 0:
             self.save_checkpoint()
+
+    def _with_advantages(self, plan: Plan, rollouts: list[Rollout]) -> list[Rollout]:
+        """The plan's rewards, as they are logged, and the advantages that the algorithm makes of them."""
+        summed = weighted(rollouts, plan.reward_weights)
+        self.missing.observe(summed)
+        compared = weighted(rollouts, plan.reward_weights, self.config.aggregation)
+        advantages, on_missing = self.config.algorithm.advantages, self.config.missing.on_missing
+        return [
+            masked(rollout, on_missing).with_advantages(advantages(masked(other, on_missing)))
+            for rollout, other in zip(summed, compared, strict=True)
+        ]
 
     def _start_stage(self, plan: Plan) -> None:
         if plan.reset_reference:
@@ -188,6 +204,7 @@ class Trainer:
             "stage_name": self.run.stage_name,
             "optimizer": optimizer_meta,
             "curriculum": self.curriculum.state_dict(),
+            "missing": self.missing.state_dict(),
         }
         folder = self.config.output_dir / "checkpoints"
         path = folder / checkpoint.checkpoint_name(self.run.iteration)
@@ -200,6 +217,7 @@ class Trainer:
         state = checkpoint.load_state(path)
         self.weights.load_state(_part(state.tensors, "weights."))
         self.curriculum.load_state_dict(state.meta["curriculum"])
+        self.missing.load_state_dict(state.meta["missing"])
         self.learner.num_updates = int(state.meta["num_updates"])
         checkpoint.restore_optimizer(
             self.learner.optimizer, _part(state.tensors, "optimizer."), state.meta["optimizer"]
@@ -207,6 +225,17 @@ class Trainer:
         meta = state.meta
         self.run = Run(int(meta["iteration"]), float(meta["seconds"]), str(meta["stage_name"]))
         self.logbook.truncate(self.run.iteration)
+
+
+def _check_groups(config: TrainConfig, tasks: Mapping[str, Task]) -> None:
+    """A reward that compares a group has to get it whole."""
+    for name, task in tasks.items():
+        if reward_traits(task.reward).scope == "group" and config.chunk_size % config.group_size:
+            raise ValueError(
+                f"chunk_size: expected a multiple of group_size {config.group_size}, for {reward_name(task.reward)} "
+                f"(task {name!r}) compares whole groups, got {config.chunk_size}; "
+                f"{config.group_size * max(1, config.chunk_size // config.group_size)} would do"
+            )
 
 
 def make_weights(config: TrainConfig, policy: FlowPolicy) -> PolicyWeights:
@@ -225,29 +254,6 @@ def make_optimizer(config: TrainConfig, weights: PolicyWeights) -> torch.optim.O
     return torch.optim.AdamW(
         weights.parameters(), lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=config.weight_decay
     )
-
-
-def weighted(rollouts: Sequence[Rollout], reward_weights: Mapping[str, float]) -> list[Rollout]:
-    """``total * w["total"] + sum_c w[c] component_c`` for each rollout; the total counts once unless it is weighed.
-
-    Components are added to the total; a task without a named component goes without it, and a weight of 0 keeps a
-    component that is not available from masking the sample.
-
-    Raises:
-        ValueError: a weight names a component that no task of the iteration has.
-    """
-    known = {"total"}.union(*(rollout.components for rollout in rollouts))
-    unknown = sorted(set(reward_weights) - known)
-    if unknown:
-        raise ValueError(f"reward_weights: expected some of {sorted(known)}, got {unknown[0]!r}")
-    return [rollout.with_rewards(_weighted_sum(rollout, reward_weights)) for rollout in rollouts]
-
-
-def _weighted_sum(rollout: Rollout, reward_weights: Mapping[str, float]) -> Tensor:
-    parts = {"total": rollout.rewards, **rollout.components}
-    weights = {"total": 1.0, **reward_weights}
-    terms = [weight * parts[name] for name, weight in weights.items() if weight != 0 and name in parts]
-    return sum(terms, torch.zeros_like(rollout.rewards))
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from agents import functional
-from agents.functional import AdvantageStd
+from agents.functional import AdvantageStd, normalize_then_sum
 
 NAN = float("nan")
 
@@ -211,3 +211,37 @@ class TestNFT:
         zero = torch.zeros(1, 2)
         positive, negative = functional.nft_implicit_losses(zero, zero, zero, zero, 0.5, 1.0)
         assert positive.tolist() == negative.tolist() == [0]
+
+
+def test_normalize_then_sum_by_hand() -> None:
+    """Groups (1, 3) and (2, 2); (0, 10) and (10, 0): deviations 1, 0 and 5, 5."""
+    rewards = {"a": torch.tensor([1.0, 3.0, 2.0, 2.0]), "b": torch.tensor([0.0, 10.0, 10.0, 0.0])}
+    found = normalize_then_sum(rewards, {"a": 2.0, "b": 1.0}, 2)
+    assert found.tolist() == [-3.0, 3.0, 1.0, -1.0]
+
+
+def test_normalize_then_sum_does_not_amplify_what_hardly_differs() -> None:
+    noise = {"a": torch.tensor([0.5, 0.501])}
+    assert normalize_then_sum(noise, {"a": 1.0}, 2, std_floor=0.05).abs().max() == pytest.approx(0.01, rel=1e-3)
+    assert normalize_then_sum(noise, {"a": 1.0}, 2, std_floor=1e-8).abs().max() == pytest.approx(1, rel=1e-3)
+
+
+def test_normalize_then_sum_is_free_of_each_reward_s_offset_and_scale() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rewards = {name: torch.randn(12, generator=generator) for name in "ab"}
+    moved = {"a": 7 * rewards["a"] + 3, "b": 0.5 * rewards["b"] - 1}
+    weights = {"a": 1.0, "b": 2.0}
+    torch.testing.assert_close(normalize_then_sum(rewards, weights, 4), normalize_then_sum(moved, weights, 4))
+
+
+def test_normalize_then_sum_masks_what_is_not_available_and_nothing_else() -> None:
+    rewards = {"a": torch.tensor([1.0, 3.0, math.nan]), "b": torch.tensor([math.nan, 0.0, 0.0])}
+    found = normalize_then_sum(rewards, {"a": 1.0, "b": 0.0}, 3)
+    assert found.isnan().tolist() == [False, False, True]
+    assert found[:2].tolist() == [-1.0, 1.0]
+    assert normalize_then_sum(rewards, {"a": 1.0, "b": 1.0}, 3).isnan().tolist() == [True, False, True]
+
+
+def test_normalize_then_sum_refuses_a_floor_of_0() -> None:
+    with pytest.raises(ValueError, match="std_floor: expected a number above 0"):
+        normalize_then_sum({"a": torch.ones(2)}, {"a": 1.0}, 2, std_floor=0.0)

@@ -25,6 +25,7 @@ from agents.rollout import Ask, denoise, encode_asks
 from agents.samplers import ODE, FlowSDE
 from agents.types import Condition, Rollout, Trajectory
 from envs.prompts import FixedPool
+from pdtr.aggregation import weighted
 from pdtr.checkpoint import checkpoints
 from pdtr.config import EvaluationConfig, TrainConfig
 from pdtr.curriculum import Curriculum, Joint, Plan, SingleTask, Staged, pdtr_curriculum
@@ -32,11 +33,12 @@ from pdtr.evaluate import evaluate
 from pdtr.launch import train
 from pdtr.logbook import read_evaluations, read_metrics, read_scores
 from pdtr.metrics import rollout_metrics
+from pdtr.missing import MissingSettings, TooManyMissing
 from pdtr.progress import Progress
 from pdtr.stages import Linear, Stage, Step
 from pdtr.tasks import Task
-from pdtr.trainer import Trainer, weighted
-from rewards.base import Images, Prompt, Reward, Scores
+from pdtr.trainer import Trainer
+from rewards.base import Images, Prompt, Reward, RewardTraits, Scores, Unavailable, declare
 from rewards.pixel import redness
 
 NUM_MINIBATCHES = 2
@@ -318,6 +320,55 @@ def test_a_task_without_a_component_goes_without_it(tiny_policy: ScenesPolicy) -
     assert second.rewards.tolist() == [1.0, 2.0]
 
 
+def test_normalised_before_they_are_summed_by_hand(tiny_policy: ScenesPolicy) -> None:
+    """Two groups of two. A component of a hundred times the spread counts as much as the total, and no more."""
+    rollout = make_rollout(tiny_policy, [1.0, 3.0, 2.0, 2.0], a=[300.0, 100.0, 0.0, 200.0])
+    (found,) = weighted([rollout], {"a": 0.5}, "normalize_then_sum")
+    assert found.rewards.tolist() == [-1 + 0.5, 1 - 0.5, -0.5, 0.5]
+
+
+def test_the_log_and_the_curriculum_see_sums_whatever_the_aggregation(
+    tmp_path: Path, tiny_policy: ScenesPolicy
+) -> None:
+    config = make_config(tmp_path, SingleTask("t2i", 1), aggregation="normalize_then_sum")
+    trainer = make_trainer(config, tiny_policy)
+    trainer.train()
+    row = read_metrics(config.output_dir)[0]
+    assert row["reward/t2i"] != pytest.approx(0, abs=1e-6)
+    assert row["advantage_abs_mean/t2i"] > 0
+
+
+@declare(RewardTraits(scope="group"))
+def darkest(images: Images, prompts: Sequence[Prompt]) -> Any:
+    """Share of the group that is lighter."""
+    assert len(images) == 4
+    light = images.mean((1, 2, 3))
+    return np.asarray((light[:, None] < light).mean(1), np.float32)
+
+
+@pytest.mark.parametrize("chunk_size", [4, 8])
+def test_a_reward_that_compares_a_group_gets_it_whole(
+    tmp_path: Path, tiny_policy: ScenesPolicy, chunk_size: int
+) -> None:
+    learner = LearnerSettings(1, ema_decay=0.5)
+    config = make_config(tmp_path, SingleTask("t2i", 2), chunk_size=chunk_size, learner=learner)
+    trainer = make_trainer(config, tiny_policy, make_tasks(darkest, redness))
+    trainer.train()
+    assert [row["missing_ratio/t2i"] for row in read_metrics(config.output_dir)] == [0, 0]
+
+
+def test_a_reward_that_compares_groups_is_refused_where_it_would_not_get_one(
+    tmp_path: Path, tiny_policy: ScenesPolicy
+) -> None:
+    with pytest.raises(ValueError, match=r"held_out_reward that scores every image by itself.*got darkest"):
+        make_tasks(darkest)
+    config = make_config(tmp_path, SingleTask("t2i", 1), chunk_size=2)
+    with pytest.raises(
+        ValueError, match=r"chunk_size: expected a multiple of group_size 4, for darkest .*; 4 would do"
+    ):
+        make_trainer(config, tiny_policy, make_tasks(darkest, redness))
+
+
 def test_prompts_that_do_not_fill_chunks_are_refused_at_construction() -> None:
     with pytest.raises(
         ValueError, match=r"stage 't2i': its 7 prompts of 't2i' x group_size 12 do not fill chunks of 24"
@@ -365,6 +416,41 @@ def test_missing_rewards_are_counted_and_the_run_goes_on(tmp_path: Path, tiny_po
     assert not same(notes[0]["current"], notes[1]["current"])
     evaluation = read_evaluations(config.output_dir)[0]
     assert (evaluation["count"], evaluation["missing"]) == (4, 2)
+
+
+def test_a_judge_that_is_down_for_one_chunk_is_counted_with_its_reason(
+    tmp_path: Path, tiny_policy: ScenesPolicy
+) -> None:
+    calls = []
+
+    def judge(images: Images, prompts: Sequence[Prompt]) -> Scores:
+        calls.append(len(images))
+        if len(calls) == 1:
+            raise Unavailable("the judge is down")
+        return Scores(redness(images, prompts), {"light": images.mean((1, 2, 3))})
+
+    config = make_config(tmp_path, SingleTask("t2i", 2))
+    make_trainer(config, tiny_policy, make_tasks(judge, redness)).train()
+    first, second = read_metrics(config.output_dir)
+    assert (first["missing_ratio/t2i"], first["missing_reason/t2i"]) == (0.5, "the judge is down")
+    assert math.isfinite(first["reward/t2i/light"])
+    assert "missing_reason/t2i" not in second
+
+
+def test_a_run_stops_where_too_many_rewards_are_missing_and_goes_on_where_it_was(
+    tmp_path: Path, tiny_policy: ScenesPolicy
+) -> None:
+    settings = MissingSettings(max_share=0.25, window=4)
+    config = make_config(tmp_path, SingleTask("t2i", 4), missing=settings, checkpoint_every=1)
+    trainer = make_trainer(config, tiny_policy, make_tasks(sometimes))
+    # Half of each iteration: 0.5, 1.0 and at the third 1.5 of a window's 4, which is more than a quarter.
+    with pytest.raises(TooManyMissing, match=r"last 3 iterations 50% are not available.*without a reason.*--resume"):
+        trainer.train()
+    assert trainer.run.iteration == 2
+    again = make_trainer(config, tiny_policy, make_tasks(sometimes))
+    again.restore(checkpoints(config.output_dir / "checkpoints")[-1])
+    with pytest.raises(TooManyMissing, match="last 3 iterations"):
+        again.train()
 
 
 @pytest.mark.filterwarnings("error")
