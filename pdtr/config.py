@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from agents.algorithms.base import Algorithm
+from agents.algorithms.base import Algorithm, changed
 from agents.algorithms.diffusion_nft import DiffusionNFT
 from agents.functional import check_choice
 from agents.learner import LearnerSettings
@@ -60,6 +60,7 @@ class TrainConfig:
         weight_decay: AdamW's.
         learner: optimiser steps on a rollout.
         missing: what follows from rewards that are not available.
+        panel_groups: groups of an iteration whose images the hacking panel describes; 0 for none.
         aggregation: how several rewards (the total and the weighed components) become one: "sum_then_normalize", or
             "normalize_then_sum", each first made comparable within its group (GDPO, arXiv:2601.05242).
         lora: train adapters instead of every parameter.
@@ -82,6 +83,7 @@ class TrainConfig:
     learner: LearnerSettings = field(default_factory=LearnerSettings)
     missing: MissingSettings = field(default_factory=MissingSettings)
     aggregation: Aggregation = "sum_then_normalize"
+    panel_groups: int = 3
     lora: LoraSettings | None = None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint_every: int = 10
@@ -103,6 +105,8 @@ class TrainConfig:
                 f"chunk_size: expected a divisor of num_prompts x group_size = {self.num_prompts} x {self.group_size} "
                 f"= {total}, got {self.chunk_size}; {math.gcd(total, self.chunk_size)} would do"
             )
+        if self.panel_groups < 0:
+            raise ValueError(f"panel_groups: expected 0 or more, got {self.panel_groups}")
         check_choice("aggregation", self.aggregation, get_args(Aggregation))
         _check_parts(self)
         if self.learner.num_minibatches > total // self.chunk_size:
@@ -119,9 +123,13 @@ def _at_least_one(config: Any, *names: str) -> None:
 
 
 def _check_parts(config: TrainConfig) -> None:
-    """Each task's share of an iteration has to fill whole chunks, in every stage."""
+    """In every stage each task's share of an iteration fills whole chunks, and the algorithm's changes fit it."""
     stages = config.curriculum.as_stages() if isinstance(config.curriculum, StageCurriculum) else ()
     for stage in stages:
+        try:
+            changed(config.algorithm, stage.algorithm)
+        except ValueError as error:
+            raise ValueError(f"stage {stage.name!r}: {error}") from error
         for iteration in range(max(1, len(stage.cycle))):
             for task, count in split_prompts(config.num_prompts, stage.shares(iteration)).items():
                 if count * config.group_size % config.chunk_size:

@@ -47,6 +47,7 @@ class Plan:
         reset_reference: whether the reference policy becomes the current one now; false unless a stage starts.
         keep_optimizer: whether the optimiser keeps its state; true unless a stage starts.
         learning_rate_scale: the learning rate over the configured one.
+        algorithm: numbers among the algorithm's fields that are others than configured.
     """
 
     stage: int
@@ -57,6 +58,7 @@ class Plan:
     reset_reference: bool
     keep_optimizer: bool
     learning_rate_scale: float = 1.0
+    algorithm: Mapping[str, float] = field(default_factory=dict)
 
 
 class Curriculum(Protocol):
@@ -156,6 +158,7 @@ class StageCurriculum(ABC):
             reset_reference=iteration == 0 and stage.reset_reference,
             keep_optimizer=iteration > 0 or stage.keep_optimizer,
             learning_rate_scale=stage.learning_rate(iteration),
+            algorithm=stage.algorithm,
         )
 
     def observe(self, plan: Plan, rewards: Mapping[str, NDArray[np.float32]]) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pdtr.tasks import TRAINED
+
 if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
 
@@ -30,6 +32,7 @@ class Evaluation:
         strict: success, 1 or 0, NaN where not available, [N].
         reward: [N].
         images: uint8 [N, H, W, 3].
+        trained: what the run trains on, of the same images, [N]; None where that is the reward itself.
     """
 
     ids: tuple[str, ...]
@@ -37,6 +40,13 @@ class Evaluation:
     strict: NDArray[np.float32]
     reward: NDArray[np.float32]
     images: NDArray[np.uint8]
+    trained: NDArray[np.float32] | None = None
+
+    @property
+    def scores(self) -> dict[str, NDArray[np.float32]]:
+        """Everything that there is one number a prompt of, by name."""
+        found = {"strict": self.strict, "reward": self.reward}
+        return found if self.trained is None else {**found, TRAINED: self.trained}
 
     @property
     def score(self) -> float:
@@ -89,6 +99,7 @@ def evaluate(
         strict=strict,
         reward=reward,
         images=rollout.images[:count],
+        trained=components[TRAINED].numpy()[:count] if TRAINED in components else None,
     )
 
 

@@ -53,8 +53,7 @@ class Logbook:
         row: Mapping[str, Any],
         ids: Sequence[str],
         skills: Sequence[str],
-        strict: ArrayLike,
-        reward: ArrayLike,
+        scores: Mapping[str, ArrayLike],
         images: NDArray[np.uint8],
     ) -> None:
         """Write one evaluation of one task.
@@ -65,13 +64,13 @@ class Logbook:
             row: the summary: "iteration", "task", "set", "label" and the scores.
             ids: of the prompts, in an order that never changes, so that any two evaluations are paired.
             skills: of the prompts.
-            strict: success a prompt, NaN where not available, [N].
-            reward: [N].
+            scores: "strict" (success a prompt), "reward" and, where the run trains on another one, "trained", [N] each;
+                NaN where not available.
             images: the first prompts' images, uint8 [n, H, W, 3]; n may be 0.
         """
         stem = f"{int(row['iteration']):06d}-{row['task']}-{row['set']}"
-        scores = {"ids": list(ids), "skills": list(skills), "strict": np.asarray(strict), "reward": np.asarray(reward)}
-        _replace(self.folder / EVALUATION_FOLDER / f"{stem}.json", (_dumps(scores) + "\n").encode())
+        content = {"ids": list(ids), "skills": list(skills), **{key: np.asarray(v) for key, v in scores.items()}}
+        _replace(self.folder / EVALUATION_FOLDER / f"{stem}.json", (_dumps(content) + "\n").encode())
         if len(images):
             _write_strip(self.folder / EVALUATION_FOLDER / f"{stem}.png", images)
         full = {**row, "num_images": len(images), "file": f"{EVALUATION_FOLDER}/{stem}.json"}
@@ -81,7 +80,8 @@ class Logbook:
             _replace_rows(self.folder / EVALUATIONS, rows)
         else:
             _append(self.folder / EVALUATIONS, full)
-        values = {f"held_out/{row['task']}/{row['set']}/{key}": row.get(key) for key in ("strict", "reward")}
+        names = ("strict", "reward", "trained", "agreement")
+        values = {f"held_out/{row['task']}/{row['set']}/{key}": row.get(key) for key in names}
         self._scalars(int(row["iteration"]), values)
 
     def prompts(self, task: str, texts: Sequence[str], sources: NDArray[np.uint8] | None = None) -> None:
@@ -151,7 +151,8 @@ def read_scores(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     """The scores a prompt that belong to an evaluation's row.
 
     Returns:
-        "ids" and "skills" as lists, "strict" and "reward" as float64 [N], NaN where not available.
+        "ids" and "skills" as lists; "strict", "reward" and, where the run trains on another one, "trained" as float64
+        [N], NaN where not available.
 
     Raises:
         ValueError: the file is missing or damaged.
@@ -159,7 +160,8 @@ def read_scores(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     path = folder / str(row.get("file", ""))
     try:
         found = json.loads(path.read_bytes())
-        scores: dict[str, Any] = {key: np.array(found[key], dtype=np.float64) for key in ("strict", "reward")}
+        names = [key for key in ("strict", "reward", "trained") if key != "trained" or key in found]
+        scores: dict[str, Any] = {key: np.array(found[key], dtype=np.float64) for key in names}
         scores |= {key: [str(entry) for entry in found[key]] for key in ("ids", "skills")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: expected the scores of an evaluation, got {error!r}; evaluate again") from error

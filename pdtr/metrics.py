@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pdtr.evaluate import Evaluation, mean
+from pdtr.panel import agreement
 
 if TYPE_CHECKING:
     from agents.types import Rollout
@@ -35,12 +38,21 @@ def rollout_metrics(task: str, rollout: Rollout, group_size: int) -> dict[str, f
         f"missing_ratio/{task}": float((~available).float().mean()),
         f"advantage_abs_mean/{task}": float(rollout.advantages.abs().mean()),
     }
-    return row | {f"reward/{task}/{name}": mean(values.numpy()) for name, values in rollout.components.items()}
+    for name, values in rollout.components.items():
+        found = values.numpy()
+        known = found[~np.isnan(found)]
+        row[f"reward/{task}/{name}"] = mean(found)
+        row[f"reward_std/{task}/{name}"] = float(known.std()) if len(known) else float("nan")
+    return row
 
 
 def evaluation_row(found: Evaluation, task: str, kind: str, label: str) -> dict[str, Any]:
-    """One evaluation of one task, without its rows."""
-    return {
+    """One evaluation of one task, without its rows.
+
+    Where the run trains on another reward than it is measured by, ``trained`` is that one's mean over the same images
+    and ``agreement`` Spearman's correlation of the two.
+    """
+    row = {
         "task": task,
         "set": kind,
         "label": label,
@@ -50,3 +62,6 @@ def evaluation_row(found: Evaluation, task: str, kind: str, label: str) -> dict[
         "missing": int((found.strict != found.strict).sum()),
         "strict_by_skill": found.by_skill(),
     }
+    if found.trained is not None:
+        row |= {"trained": mean(found.trained), "agreement": agreement(found.trained, found.reward)}
+    return row

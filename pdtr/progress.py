@@ -174,6 +174,10 @@ class Progress:
             change = 100 * self.reading.change[task]
             self._print(f"{label}: held-out {task} {100 * strict:.1f} % of {row.get('count')} ({change:+.1f})")
 
+    def warn(self, text: str) -> None:
+        """Say something that has to be seen, above the display where there is one."""
+        self.console.print(f"warning: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+
     def close(self) -> None:
         """Stop showing; the last state stays on the screen."""
         if self._live is not None:

@@ -100,6 +100,12 @@ class RunRecord:
             self.note(str(error))
             return None
 
+    def trained_history(self, task: str) -> list[dict[str, Any]]:
+        """A task's evaluations on the tuning prompts that have a trained reward beside the held-out one, in order."""
+        rows = [row for row in self.evaluations if (row.get("task"), row.get("set")) == (task, "tune")]
+        found = [(row, self.scores(row)) for row in rows if "trained" in row]
+        return [{"iteration": row["iteration"], **scores} for row, scores in found if scores and "trained" in scores]
+
     def note(self, problem: str) -> None:
         """Note a problem once."""
         if problem not in self.problems:

@@ -86,6 +86,21 @@ def reward_curve(run: RunRecord, task: str) -> str:
         return _svg(figure)
 
 
+def divergence_curve(run: RunRecord, history: Sequence[Mapping[str, Any]]) -> str:
+    """Means of the trained and of the held-out reward over iterations, with their intervals over prompts."""
+    with _style():
+        figure, axes = _axes(run, (5.6, 3.1))
+        x = [int(entry["iteration"]) for entry in history]
+        for index, (name, label) in enumerate({"trained": "trained on", "reward": "held out"}.items()):
+            y = np.array([mean_interval(entry[name]) for entry in history])
+            color = LABEL_COLORS[index % len(LABEL_COLORS)]
+            axes.fill_between(x, y[:, 1], y[:, 2], color=color, alpha=0.15, linewidth=0)
+            axes.plot(x, y[:, 0], color=color, marker="o", markersize=3, label=label)
+        axes.set_ylabel("reward")
+        axes.legend(loc="best", fontsize=8)
+        return _svg(figure)
+
+
 def metric_curve(run: RunRecord, names: Mapping[str, str]) -> str:
     """Curves of some metrics over iterations in one small figure; ``names`` gives each its legend."""
     with _style():

@@ -117,6 +117,7 @@ class Stage:
         decay_share: the last share of the stage's iterations, over which the learning rate falls linearly to 0: what
             the weights have gathered of the gradients' noise leaves them with it.
         reward_weights: schedules by reward component, counted in iterations of this stage.
+        algorithm: numbers among the algorithm's fields that are others in this stage, such as ``{"num_sigmas": 2}``.
         cycle: where given, each iteration has one task, in this order, round and round; it must agree with the shares.
         min_improvement: how much better than the best an evaluation must be to count as an improvement.
     """
@@ -131,6 +132,7 @@ class Stage:
     learning_rate_scale: float = 1.0
     decay_share: float = 0.0
     reward_weights: Mapping[str, Schedule] = field(default_factory=dict)
+    algorithm: Mapping[str, float] = field(default_factory=dict)
     cycle: tuple[str, ...] = ()
     min_improvement: float = 0.0
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from envs.scenes.grammar import Split
     from rewards.base import Prompt, Reward
 
+TRAINED = "trained"
 ENV_IDS = {"t2i": "pdtr/TextToImage-v0", "edit": "pdtr/ImageEditing-v0"}
 # How many times as many prompts are drawn where some repeat: a third of them at worst, single objects apart.
 _SPARE = 4
@@ -31,7 +32,8 @@ class Task:
         image_size: (height, width) in pixels.
         success: the reward's component that counts as success in evaluations; where the reward has none of that name
             its total is shown instead.
-        held_out_reward: scores evaluations in place of ``reward``; it is never trained on.
+        held_out_reward: scores evaluations in place of ``reward``; it is never trained on. What the trained reward says
+            of the same images is kept beside it, as the component ``TRAINED``.
     """
 
     name: str
@@ -59,13 +61,31 @@ class Task:
 
         import envs  # noqa: F401  (registers the environments)
 
-        reward = self.held_out_reward if is_evaluation and self.held_out_reward is not None else self.reward
+        reward = self.reward
+        if is_evaluation and self.held_out_reward is not None:
+            reward = _measured(self.held_out_reward, self.reward)
         kwargs: dict[str, Any] = {"reward": reward, "prompts": self.pool, "image_size": self.image_size}
         mode = gymnasium.VectorizeMode.VECTOR_ENTRY_POINT
         return [
             gymnasium.make_vec(ENV_IDS[self.name], num_envs=num_envs, vectorization_mode=mode, **kwargs)
             for _ in range(2)
         ]
+
+
+def _measured(held_out: Reward, trained: Reward) -> Reward:
+    """The held-out reward with the trained one as a component; without it where that one compares groups."""
+    from rewards.base import Images, Scores, reward_traits
+    from rewards.scoring import score
+
+    if reward_traits(trained).scope == "group":
+        return held_out
+
+    def measured(images: Images, prompts: Sequence[Prompt]) -> Scores:
+        found = score(held_out, images, prompts)
+        proxy = score(trained, images, prompts)
+        return Scores(found.total, {**found.components, TRAINED: proxy.total}, found.reasons)
+
+    return measured
 
 
 def scenes_tasks(num_tune: int, num_final: int, rewards: Mapping[str, Reward] | None = None) -> dict[str, Task]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.algorithms.base import Algorithm
+from agents.algorithms.base import changed
 from agents.learner import Learner
 from agents.policies.base import FlowPolicy
 from agents.policies.weights import FullWeights, LoraWeights, PolicyWeights, Version
@@ -32,7 +32,9 @@ from pdtr.evaluate import evaluate
 from pdtr.logbook import Logbook
 from pdtr.metrics import evaluation_row, rollout_metrics
 from pdtr.missing import MissingWatch, commonest_reason, masked
+from pdtr.panel import hacking_alarm, panel_metrics
 from pdtr.progress import Progress
+from pdtr.report_data import read_run
 from pdtr.tasks import Task
 from rewards.base import reward_name, reward_traits
 
@@ -104,6 +106,7 @@ class Trainer:
         row |= {"tasks": [part.task for part in plan.parts]}
         for part, rollout in zip(plan.parts, rollouts, strict=True):
             row |= rollout_metrics(part.task, rollout, self.config.group_size)
+            row |= self._panel(part, rollout)
             if rollout.reasons:
                 row[f"missing_reason/{part.task}"] = commonest_reason([rollout])
         row |= self._learn(rollouts)
@@ -130,7 +133,7 @@ class Trainer:
         summed = weighted(rollouts, plan.reward_weights)
         self.missing.observe(summed)
         compared = weighted(rollouts, plan.reward_weights, self.config.aggregation)
-        advantages, on_missing = self.config.algorithm.advantages, self.config.missing.on_missing
+        advantages, on_missing = self.learner.algorithm.advantages, self.config.missing.on_missing
         return [
             masked(rollout, on_missing).with_advantages(advantages(masked(other, on_missing)))
             for rollout, other in zip(summed, compared, strict=True)
@@ -141,6 +144,7 @@ class Trainer:
             self.weights.blend("reference", 0.0)
         if not plan.keep_optimizer:
             self.learner.optimizer = make_optimizer(self.config, self.weights)
+        self.learner.algorithm = changed(self.config.algorithm, plan.algorithm)
         for group in self.learner.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * plan.learning_rate_scale
 
@@ -149,11 +153,19 @@ class Trainer:
 
     def _collect(self, part: TaskBatch) -> Rollout:
         """Draw one task's rollout with the weights that act."""
-        algorithm: Algorithm = self.config.algorithm
+        algorithm = self.learner.algorithm
         seed = derive_seed(self.config.seed, "rollout", self.run.iteration, part.task)
-        draw = Draw(self.config.group_size, seed)
+        draw = Draw(self.config.group_size, seed, keep_images=self.config.panel_groups > 0)
         with torch.no_grad(), self.weights.use(algorithm.acting_version):
             return collect(self.policy, self._envs[part.task], part.prompts, draw, algorithm.sampler())
+
+    def _panel(self, part: TaskBatch, rollout: Rollout) -> dict[str, float]:
+        """Statistics of the first groups' images."""
+        if rollout.images is None:
+            return {}
+        shown, size = part.prompts[: self.config.panel_groups], self.config.group_size
+        sources = [prompt.source_images[0] for prompt in shown if prompt.source_images for _ in range(size)]
+        return panel_metrics(part.task, rollout.images[: len(shown) * size], size, sources)
 
     def _learn(self, rollouts: list[Rollout]) -> dict[str, float]:
         """Update, unless no reward at all was available: momentum would move the weights all the same."""
@@ -174,15 +186,20 @@ class Trainer:
             with torch.no_grad(), self.weights.use(self.evaluated_version):
                 envs, sampler = self._evaluation_envs[name], self.config.evaluation.sampler
                 found = evaluate(self.policy, envs, prompts, sampler, kind=kind, success=task.success)
-            row = evaluation_row(found, name, kind, label) | {
-                "iteration": self.run.iteration,
-                "seconds": self.run.seconds,
-            }
+            row = evaluation_row(found, name, kind, label)
+            row |= {"iteration": self.run.iteration, "seconds": self.run.seconds}
             grid = found.images[: self.config.evaluation.num_grid]
-            self.logbook.evaluation(row, found.ids, found.skills, found.strict, found.reward, grid)
+            self.logbook.evaluation(row, found.ids, found.skills, found.scores, grid)
             self.progress.evaluation(row)
+            if kind == "tune":
+                self._warn_of_hacking(name)
             scores[name] = found.score
         return scores
+
+    def _warn_of_hacking(self, task: str) -> None:
+        alarm = hacking_alarm(read_run(self.config.output_dir).trained_history(task))
+        if alarm:
+            self.progress.warn(f"{task}: {alarm}")
 
     def _log_prompts(self) -> None:
         """What the grids' images belong to."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -96,3 +97,26 @@ class Algorithm(ABC):
 
     def after_update(self, weights: PolicyWeights, update: int) -> None:  # noqa: B027
         """Called after optimiser step ``update`` (counted from 1 over the run); nothing by default."""
+
+
+def changed(algorithm: Algorithm, changes: Mapping[str, float]) -> Algorithm:
+    """The algorithm with other values of some of its numbers.
+
+    Raises:
+        ValueError: it has no such number, or the value is not one that it takes.
+    """
+    numbers = {
+        entry.name: getattr(algorithm, entry.name)
+        for entry in fields(cast(Any, algorithm))
+        if type(getattr(algorithm, entry.name)) in (int, float)
+    }
+    for name in changes:
+        if name not in numbers:
+            near = difflib.get_close_matches(name, numbers, 1, cutoff=0.0)
+            fix = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"{type(algorithm).__name__}: expected changes of its numbers {sorted(numbers)}, got {name!r}{fix}"
+            )
+    # Counts stay whole numbers: a command line or a JSON file may have made 2.0 of them.
+    values = {name: type(numbers[name])(value) for name, value in changes.items()}
+    return cast(Algorithm, replace(cast(Any, algorithm), **values))

@@ -5,24 +5,24 @@ Configurations are imported inside the functions: a list of the recipes must not
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agents.algorithms.diffusion_nft import DiffusionNFT
-    from agents.samplers import Sampler
     from pdtr.config import TrainConfig
     from pdtr.curriculum import StageCurriculum, Staged
 
 # The stages of PDTR.
-_EDIT_ITERATIONS, _T2I_ITERATIONS = 60, 90
+_EDIT_ITERATIONS, _T2I_ITERATIONS = 60, 120
 # A stage of any arm of the order study.
 _STAGE_ITERATIONS = 24
 
 
 def pdtr_scenes() -> TrainConfig:
     """Progressive dual-task training on the embedded world: editing, then text-to-image."""
+    from agents.algorithms.diffusion_nft import DiffusionNFT
     from agents.learner import LearnerSettings
     from agents.samplers import ODE
     from pdtr.config import EvaluationConfig, TrainConfig
@@ -33,10 +33,20 @@ def pdtr_scenes() -> TrainConfig:
     sampler = ODE(num_inference_steps=8, shift=4.0)
     return TrainConfig(
         output_dir=Path("runs/pdtr_scenes"),
-        # The second stage learnt half as much again with four sigmas as with two, and kept what the first had taught.
-        algorithm=_diffusion_nft(sampler, num_sigmas=4),
+        algorithm=DiffusionNFT(
+            rollout_sampler=sampler,
+            beta=1.0,  # Published for a single reward.
+            num_sigmas=2,  # In editing four learnt no more: there it is the prompts that differ, not the noise.
+            kl_coef=0.03,  # Full weights leave their reference faster than adapters: published is a three-hundredth.
+            old_rate=0.001,  # Published: the policy that draws lags the more the longer the run is.
+            old_max=0.5,  # Published.
+        ),
         # A quarter of the second stage's prompts rehearse the first task; the paper has no rehearsal.
-        curriculum=_tuned(pdtr_curriculum(_EDIT_ITERATIONS, _T2I_ITERATIONS, rehearsal=0.25)),
+        curriculum=_tuned(
+            pdtr_curriculum(_EDIT_ITERATIONS, _T2I_ITERATIONS, rehearsal=0.25),
+            # Learnt half as much again as with two, and kept what the first stage had taught, which two did not.
+            later_changes={"num_sigmas": 4},
+        ),
         num_prompts=12,  # Two a skill; in editing it is the prompts that differ, more than the noise.
         group_size=8,  # Large enough that most groups hold both successes and failures.
         chunk_size=24,  # Three groups: matrices large enough for two cores, and scoring overlaps drawing.
@@ -155,22 +165,8 @@ def _order_arm(name: str, curriculum: StageCurriculum) -> TrainConfig:
     return replace(
         config,
         output_dir=Path("runs/order_study") / name,
-        algorithm=_diffusion_nft(config.algorithm.sampler(), num_sigmas=2),
         curriculum=_tuned(curriculum),
         evaluation=replace(config.evaluation, num_final_prompts=360),  # 60 a skill, and three seeds an arm.
-    )
-
-
-def _diffusion_nft(sampler: Sampler, num_sigmas: int) -> DiffusionNFT:
-    from agents.algorithms.diffusion_nft import DiffusionNFT
-
-    return DiffusionNFT(
-        rollout_sampler=sampler,
-        beta=1.0,  # Published for a single reward.
-        num_sigmas=num_sigmas,
-        kl_coef=0.03,  # Full weights leave their reference faster than adapters: published is a three-hundredth.
-        old_rate=0.001,  # Published: the policy that draws lags the more the longer the run is.
-        old_max=0.5,  # Published.
     )
 
 
@@ -182,8 +178,10 @@ def _twice(curriculum: StageCurriculum) -> Staged:
     return Staged((stage, replace(stage, name=f"{stage.name} again")))
 
 
-def _tuned(curriculum: StageCurriculum, later_rate: float = 0.5) -> Staged:
-    """The same stages with this world's reward weights and learning rate schedule, later ones at another rate."""
+def _tuned(
+    curriculum: StageCurriculum, later_rate: float = 0.5, later_changes: Mapping[str, float] | None = None
+) -> Staged:
+    """The same stages with this world's reward weights and learning rates, later ones with changes of their own."""
     from pdtr.curriculum import Staged
     from pdtr.stages import Constant
 
@@ -195,5 +193,6 @@ def _tuned(curriculum: StageCurriculum, later_rate: float = 0.5) -> Staged:
     }
     first, *later = curriculum.as_stages()
     # At the first stage's rate DiffusionNFT's second one lost what the first had taught, and learnt little itself.
-    calm = [replace(stage, **settings, learning_rate_scale=later_rate) for stage in later]
+    settings_later = {**settings, "learning_rate_scale": later_rate, "algorithm": later_changes or {}}
+    calm = [replace(stage, **settings_later) for stage in later]
     return Staged((replace(first, **settings), *calm))

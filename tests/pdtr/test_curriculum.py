@@ -106,9 +106,18 @@ def test_a_later_stage_rehearses() -> None:
 def test_a_stage_says_what_it_keeps() -> None:
     stages = (
         Stage("a", {"edit": 1.0}, 1, reset_reference=False),
-        Stage("b", {"t2i": 1.0}, 2, reset_reference=False, keep_optimizer=True, learning_rate_scale=0.5),
+        Stage(
+            "b",
+            {"t2i": 1.0},
+            2,
+            reset_reference=False,
+            keep_optimizer=True,
+            learning_rate_scale=0.5,
+            algorithm={"beta": 2.0},
+        ),
     )
     plans = run(Staged(stages))
+    assert [plan.algorithm for plan in plans] == [{}, {"beta": 2.0}, {"beta": 2.0}]
     assert [plan.reset_reference for plan in plans] == [False, False, False]
     assert [plan.keep_optimizer for plan in plans] == [False, True, True]
     assert [plan.learning_rate_scale for plan in plans] == [1.0, 0.5, 0.5]

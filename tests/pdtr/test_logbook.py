@@ -20,7 +20,8 @@ IMAGES = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
 
 def evaluate(logbook: Logbook, iteration: int, kind: str = "tune", label: str = "", strict: float = 1.0) -> None:
     row = {"iteration": iteration, "task": "edit", "set": kind, "label": label, "strict": strict, "reward": 0.5}
-    logbook.evaluation(row, ("a", "b"), ("move", "add"), np.array([strict, math.nan]), np.array([0.5, 0.25]), IMAGES)
+    scores = {"strict": np.array([strict, math.nan]), "reward": np.array([0.5, 0.25])}
+    logbook.evaluation(row, ("a", "b"), ("move", "add"), scores, IMAGES)
 
 
 def write(folder: Path, iterations: range) -> Logbook:

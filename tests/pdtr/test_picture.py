@@ -21,7 +21,7 @@ def _run(folder: Path, labels: dict[str, int]) -> Path:
     for iteration, (label, value) in enumerate(labels.items()):
         row = {"iteration": iteration, "task": "t2i", "set": "final", "label": label, "strict": 0.5, "reward": 0.5}
         images = np.full((2, 8, 8, 3), value, np.uint8)
-        logbook.evaluation(row, ["0", "1"], ["a", "b"], [0, 1], [0, 1], images)
+        logbook.evaluation(row, ["0", "1"], ["a", "b"], {"strict": [0, 1], "reward": [0, 1]}, images)
     return folder
 
 

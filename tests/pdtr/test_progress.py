@@ -98,7 +98,7 @@ def test_display_stops_when_the_run_fails(tmp_path: Path) -> None:
 def test_a_resumed_run_goes_on_from_its_base_and_its_stage(tmp_path: Path) -> None:
     logbook = Logbook(tmp_path, tensorboard=False)
     for kind, strict in [("final", 0.4), ("tune", 0.5)]:
-        logbook.evaluation(evaluation(0, "edit", strict, kind), [], [], [], [], [])
+        logbook.evaluation(evaluation(0, "edit", strict, kind), [], [], {}, [])
     for iteration in range(1, 21):
         logbook.metrics(row(iteration))
     progress, _ = make(tmp_path, is_terminal=False)

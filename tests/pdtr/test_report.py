@@ -39,7 +39,7 @@ def evaluate(logbook: Logbook, task: str, iteration: int, label: str, strict: np
     row |= {"strict": float(np.nanmean(strict)), "reward": 0.5, "count": NUM_PROMPTS, "missing": 0}
     ids = [f"{task}/held_out/2/{index:05d}" for index in range(NUM_PROMPTS)]
     skills = [SKILLS[index % 2] for index in range(NUM_PROMPTS)]
-    logbook.evaluation(row, ids, skills, strict, 0.5 * strict, images(iteration))
+    logbook.evaluation(row, ids, skills, {"strict": strict, "reward": 0.5 * strict}, images(iteration))
 
 
 def iterate(logbook: Logbook, iteration: int, stage: str, task: str = "edit") -> None:

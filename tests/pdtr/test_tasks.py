@@ -98,7 +98,7 @@ def test_another_reward_is_trained_on_and_the_truth_still_measured() -> None:
         _, rewards, *_, infos = first.step(images)
         found[is_evaluation] = (rewards.round(4).tolist(), sorted(infos["components"]))
     assert found[False] == ([0.7843, 0.7843], [])
-    assert found[True][1] == ["official", "strict"]
+    assert found[True][1] == ["official", "strict", "trained"]
     assert max(found[True][0]) < 0.5
 
 

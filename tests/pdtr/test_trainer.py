@@ -35,6 +35,7 @@ from pdtr.logbook import read_evaluations, read_metrics, read_scores
 from pdtr.metrics import rollout_metrics
 from pdtr.missing import MissingSettings, TooManyMissing
 from pdtr.progress import Progress
+from pdtr.report import write_report
 from pdtr.stages import Linear, Stage, Step
 from pdtr.tasks import Task
 from pdtr.trainer import Trainer
@@ -158,6 +159,42 @@ def test_stages_reset_what_they_say(tmp_path: Path, tiny_policy: ScenesPolicy) -
     assert [row["learning_rate"] for row in logged] == [1e-3, 1e-3, 5e-4, 5e-4, 2e-3]
     assert [row["stage_name"] for row in logged] == ["one", "one", "two", "two", "three"]
     assert [row["tasks"] for row in logged] == [["edit"], ["edit"], ["t2i"], ["t2i"], ["edit"]]
+
+
+def test_a_stage_may_change_the_algorithm_s_numbers(tmp_path: Path, tiny_policy: ScenesPolicy) -> None:
+    stages = Staged((Stage("one", {"t2i": 1}, 1, algorithm={"num_sigmas": 3.0}), Stage("two", {"t2i": 1}, 1)))
+    config = replace(
+        make_config(tmp_path, SingleTask("t2i", 1)), algorithm=DiffusionNFT(ODE(2), num_sigmas=2), curriculum=stages
+    )
+    trainer = make_trainer(config, tiny_policy)
+    seen: list[Any] = []
+    learn = trainer._learn
+
+    def watched(rollouts: list[Rollout]) -> dict[str, float]:
+        seen.append(trainer.learner.algorithm)
+        return learn(rollouts)
+
+    trainer._learn = watched  # type: ignore[method-assign]
+    trainer.train()
+    assert seen == [DiffusionNFT(ODE(2), num_sigmas=3), DiffusionNFT(ODE(2), num_sigmas=2)]
+    assert isinstance(seen[0].num_sigmas, int)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_sigma": 3}, r"'one': DiffusionNFT: expected changes of its numbers .*'num_sigma'; did you mean 'num_si"),
+        ({"advantage_std": 3}, r"stage 'one': .*got 'advantage_std'"),
+        ({"beta": -1.0}, "stage 'one': DiffusionNFT: expected beta"),
+    ],
+)
+def test_changes_that_do_not_fit_the_algorithm_are_refused_at_construction(
+    tmp_path: Path, changes: dict[str, float], message: str
+) -> None:
+    stages = Staged((Stage("one", {"t2i": 1}, 1, algorithm=changes),))
+    config = make_config(tmp_path, SingleTask("t2i", 1))
+    with pytest.raises(ValueError, match=message):
+        replace(config, algorithm=DiffusionNFT(ODE(2)), curriculum=stages)
 
 
 def test_the_average_follows_the_current_weights(tmp_path: Path, tiny_policy: ScenesPolicy) -> None:
@@ -369,6 +406,39 @@ def test_a_reward_that_compares_groups_is_refused_where_it_would_not_get_one(
         make_trainer(config, tiny_policy, make_tasks(darkest, redness))
 
 
+def blueness(images: Images, prompts: Sequence[Prompt]) -> Any:
+    """What redness is not."""
+    return -redness(images, prompts)
+
+
+def test_the_trained_reward_is_kept_beside_the_held_out_one_and_compared(
+    tmp_path: Path, tiny_policy: ScenesPolicy
+) -> None:
+    config = make_config(tmp_path, SingleTask("t2i", 2))
+    make_trainer(config, tiny_policy, make_tasks(redness, blueness)).train()
+    for row in read_evaluations(config.output_dir):
+        scores = read_scores(config.output_dir, row)
+        np.testing.assert_array_equal(scores["trained"], -scores["reward"])
+        assert row["agreement"] == pytest.approx(-1)
+        assert row["trained"] == pytest.approx(-row["reward"])
+
+
+def test_a_hacked_reward_is_said_where_it_happens(tmp_path: Path, tiny_policy: ScenesPolicy) -> None:
+    def trained(images: Images, prompts: Sequence[Prompt]) -> Any:
+        return redness(images, prompts) + np.float32(trainer.run.iteration)
+
+    def held_out(images: Images, prompts: Sequence[Prompt]) -> Any:
+        return redness(images, prompts) - np.float32(trainer.run.iteration)
+
+    config = make_config(tmp_path, SingleTask("t2i", 2))
+    stream = io.StringIO()
+    console = Console(file=stream, width=200)
+    trainer = Trainer(config, make_tasks(trained, held_out), tiny_policy, Progress(config, console))
+    trainer.train()
+    assert "warning: t2i: since iteration 0 the trained reward rose" in stream.getvalue()
+    assert "The reward is being hacked" in write_report(config.output_dir).read_text()
+
+
 def test_prompts_that_do_not_fill_chunks_are_refused_at_construction() -> None:
     with pytest.raises(
         ValueError, match=r"stage 't2i': its 7 prompts of 't2i' x group_size 12 do not fill chunks of 24"
@@ -395,6 +465,7 @@ def test_rollout_metrics_by_hand(tiny_policy: ScenesPolicy) -> None:
         "missing_ratio/t2i": pytest.approx(1 / 6),
         "advantage_abs_mean/t2i": pytest.approx(0.5),
         "reward/t2i/a": 0.75,
+        "reward_std/t2i/a": pytest.approx(math.sqrt(3) / 4),
     }
 
 
@@ -424,14 +495,16 @@ def test_a_judge_that_is_down_for_one_chunk_is_counted_with_its_reason(
     calls = []
 
     def judge(images: Images, prompts: Sequence[Prompt]) -> Scores:
-        calls.append(len(images))
-        if len(calls) == 1:
+        calls.append(trainer.run.iteration)
+        # No evaluation is made after the first iteration: the first of the second's two chunks.
+        if calls.count(1) == 1 and calls[-1] == 1:
             raise Unavailable("the judge is down")
         return Scores(redness(images, prompts), {"light": images.mean((1, 2, 3))})
 
-    config = make_config(tmp_path, SingleTask("t2i", 2))
-    make_trainer(config, tiny_policy, make_tasks(judge, redness)).train()
-    first, second = read_metrics(config.output_dir)
+    config = make_config(tmp_path, SingleTask("t2i", 3))
+    trainer = make_trainer(config, tiny_policy, make_tasks(judge, redness))
+    trainer.train()
+    _, first, second = read_metrics(config.output_dir)
     assert (first["missing_ratio/t2i"], first["missing_reason/t2i"]) == (0.5, "the judge is down")
     assert math.isfinite(first["reward/t2i/light"])
     assert "missing_reason/t2i" not in second
@@ -458,12 +531,9 @@ def test_a_run_stops_where_too_many_rewards_are_missing_and_goes_on_where_it_was
 def test_an_iteration_without_any_reward_changes_nothing(
     tmp_path: Path, tiny_policy: ScenesPolicy, algorithm: Any
 ) -> None:
-    calls = []
-
     def fails_in_the_middle(images: Images, prompts: Sequence[Prompt]) -> Any:
-        calls.append(len(images))
-        # Two chunks an iteration: the third and fourth are the second iteration's.
-        return redness(images, prompts) if len(calls) not in (3, 4) else np.full(len(images), np.nan)
+        # No evaluation is made after the first iteration.
+        return redness(images, prompts) if trainer.run.iteration != 1 else np.full(len(images), np.nan)
 
     tasks = make_tasks(fails_in_the_middle, redness)
     config = make_config(tmp_path, SingleTask("t2i", 3), algorithm=algorithm)
