@@ -17,6 +17,8 @@ TRAINED = "trained"
 ENV_IDS = {"t2i": "pdtr/TextToImage-v0", "edit": "pdtr/ImageEditing-v0"}
 # How many times as many prompts are drawn where some repeat: a third of them at worst, single objects apart.
 _SPARE = 4
+# Seed 2's prompts were looked at while the settings of the recipes were chosen.
+_TUNE_SEED, _FINAL_SEED = 1, 3
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def scenes_tasks(num_tune: int, num_final: int, rewards: Mapping[str, Reward] | 
     suites = {"t2i": t2i_prompts, "edit": edit_prompts}
     tasks = {}
     for name, suite in suites.items():
-        tune = suite("held_out", num_tune, 1)
+        tune = suite("held_out", num_tune, _TUNE_SEED)
         final = _disjoint(suite, num_final, tune)
         pool = ScenesPool(name, "train")
         tasks[name] = Task(name, pool, truth[name], tune, final, (CANVAS, CANVAS))
@@ -124,11 +126,11 @@ def _disjoint(suite: Callable[[Split, int, int], list[Prompt]], count: int, tune
     has seven in all) repeats those of ``tune`` in the end: the table's skills stay balanced, and none is left out.
     """
     seen = {_key(prompt) for prompt in tune}
-    found = suite("held_out", count, 2)
+    found = suite("held_out", count, _FINAL_SEED)
     if not any(_key(prompt) in seen for prompt in found):
         return found
     by_skill: dict[str, list[Prompt]] = {}
-    for prompt in suite("held_out", _SPARE * count, 2):
+    for prompt in suite("held_out", _SPARE * count, _FINAL_SEED):
         by_skill.setdefault(prompt.metadata["tag"], []).append(prompt)
     # Sorting is stable: the new ones come first, in the suite's order.
     queues = {skill: iter(sorted(of_skill, key=lambda p: _key(p) in seen)) for skill, of_skill in by_skill.items()}

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from pdtr.config import TrainConfig
     from pdtr.curriculum import StageCurriculum, Staged
 
-# The stages of PDTR.
-_EDIT_ITERATIONS, _T2I_ITERATIONS = 60, 120
 # A stage of any arm of the order study.
 _STAGE_ITERATIONS = 24
 
@@ -43,7 +41,7 @@ def pdtr_scenes() -> TrainConfig:
         ),
         # A quarter of the second stage's prompts rehearse the first task; the paper has no rehearsal.
         curriculum=_tuned(
-            pdtr_curriculum(_EDIT_ITERATIONS, _T2I_ITERATIONS, rehearsal=0.25),
+            pdtr_curriculum(60, 120, rehearsal=0.25),
             # Learnt half as much again as with two, and kept what the first stage had taught, which two did not.
             later_changes={"num_sigmas": 4},
         ),
@@ -116,7 +114,7 @@ def flow_grpo_scenes() -> TrainConfig:
         ),
         # 3e-4 lost editing again after 30 iterations, 8e-4 destroyed the policy within 20.
         learning_rate=1.5e-4,
-        curriculum=_tuned(pdtr_curriculum(_EDIT_ITERATIONS, _T2I_ITERATIONS, rehearsal=0.25), later_rate=1.0),
+        curriculum=_tuned(pdtr_curriculum(60, 90, rehearsal=0.25), later_rate=1.0),
         learner=replace(config.learner, num_minibatches=4),  # From the second step on the clip acts.
     )
 

@@ -42,7 +42,7 @@ def test_both_sets_have_the_asked_size_and_every_skill_alike(tasks: dict[str, Ta
 def test_no_edit_of_the_final_set_is_in_the_tuning_set(tasks: dict[str, Task]) -> None:
     assert not {key(p) for p in tasks["edit"].final} & {key(p) for p in tasks["edit"].tune}
     # Nothing had to be replaced: the set is the suite's own.
-    assert [p.id for p in tasks["edit"].final] == [p.id for p in edit_prompts("held_out", NUM_FINAL, 2)]
+    assert [p.id for p in tasks["edit"].final] == [p.id for p in edit_prompts("held_out", NUM_FINAL, 3)]
 
 
 def test_t2i_texts_of_the_final_set_are_new_where_there_are_enough(tasks: dict[str, Task]) -> None:
@@ -77,7 +77,7 @@ def test_the_sets_are_the_same_every_time_and_short_ones_begin_long_ones(tasks: 
 
 def test_without_a_tuning_set_nothing_is_taken_away() -> None:
     task = scenes_tasks(0, 12)["t2i"]
-    assert (len(task.tune), [p.id for p in task.final]) == (0, [f"t2i/held_out/2/{i:05d}" for i in range(12)])
+    assert (len(task.tune), [p.id for p in task.final]) == (0, [f"t2i/held_out/3/{i:05d}" for i in range(12)])
 
 
 def test_another_reward_is_trained_on_and_the_truth_still_measured() -> None:
