@@ -6,13 +6,19 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from contextvars import ContextVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from rewards.base import Images, Prompt, Reward, RewardTraits, Scores, Unavailable, Values, reward_name, reward_traits
 
 T = TypeVar("T")
+Call: TypeAlias = tuple[Images, Sequence[Prompt]]
+
+# How many calls of a reward may run at a time, by its id, for everything that one scoring sets off: a reward within
+# another is bounded over all calls of the outer one. The reward itself is kept with it, so that its id stays its own.
+_GATES: ContextVar[dict[int, tuple[Reward, asyncio.Semaphore]] | None] = ContextVar("_GATES", default=None)
 
 
 def score(reward: Reward, images: Images, prompts: Sequence[Prompt]) -> Scores:
@@ -28,22 +34,29 @@ def score(reward: Reward, images: Images, prompts: Sequence[Prompt]) -> Scores:
     Raises:
         ValueError: images, prompts or the reward's answer have the wrong shape or type; the message names both.
     """
-    name = reward_name(reward)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"{name}: expected images uint8 [B, H, W, 3], got {images.dtype} {list(images.shape)}")
-    if len(prompts) != len(images):
-        raise ValueError(f"{name}: expected one prompt an image, got {len(prompts)} prompts for {len(images)} images")
-    traits = reward_traits(reward)
-    spans = call_spans(traits, prompts)
-    calls = [(images[start:stop], prompts[start:stop]) for start, stop in spans]
+    calls = _calls(reward, images, prompts)
     # A plain function that is called once needs no event loop.
     first = _answer(reward, *calls[0]) if len(calls) == 1 else None
     if first is None:
-        answers = _finish(_answers(reward, calls, traits.concurrency))
+        answers = _finish(_answers(reward, calls, in_threads=reward_traits(reward).concurrency > 1))
     else:
         answers = [_finish(_wait(first)) if inspect.isawaitable(first) else first]
-    parts = [_checked_scores(name, answer, stop - start) for answer, (start, stop) in zip(answers, spans, strict=True)]
-    return _joined(parts, [start for start, _ in spans])
+    return _collected(reward, calls, answers)
+
+
+async def score_async(reward: Reward, images: Images, prompts: Sequence[Prompt]) -> Scores:
+    """:func:`score` for coroutines, such as a reward that is made of others; plain functions run in threads.
+
+    A reward's ``concurrency`` bounds its calls over all that are awaited within one :func:`score`, at whatever depth.
+    """
+    calls = _calls(reward, images, prompts)
+    gates = _GATES.get()
+    token = _GATES.set({} if gates is None else gates)
+    try:
+        answers = await _answers(reward, calls, in_threads=True)
+    finally:
+        _GATES.reset(token)
+    return _collected(reward, calls, answers)
 
 
 def call_spans(traits: RewardTraits, prompts: Sequence[Prompt]) -> list[tuple[int, int]]:
@@ -56,14 +69,41 @@ def call_spans(traits: RewardTraits, prompts: Sequence[Prompt]) -> list[tuple[in
     return list(zip(starts, [*starts[1:], count], strict=True)) if starts else [(0, 0)]
 
 
-async def _answers(
-    reward: Reward, calls: Sequence[tuple[Images, Sequence[Prompt]]], concurrency: int
-) -> list[Values | Scores]:
-    gate = asyncio.Semaphore(concurrency)
+def join_scores(parts: Sequence[Scores]) -> Scores:
+    """The scores of consecutive calls as one; a component that a call lacks is NaN there."""
+    if len(parts) == 1:
+        return parts[0]
+    names = list(dict.fromkeys(name for part in parts for name in part.components))
+    absent = [np.full(len(part.total), np.nan, np.float32) for part in parts]
+    starts = np.cumsum([0, *(len(part.total) for part in parts)]).tolist()
+    return Scores(
+        np.concatenate([part.total for part in parts]),
+        {
+            name: np.concatenate([p.components.get(name, a) for p, a in zip(parts, absent, strict=True)])
+            for name in names
+        },
+        {start + i: why for part, start in zip(parts, starts, strict=False) for i, why in part.reasons.items()},
+    )
+
+
+def _calls(reward: Reward, images: Images, prompts: Sequence[Prompt]) -> list[Call]:
+    name = reward_name(reward)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"{name}: expected images uint8 [B, H, W, 3], got {images.dtype} {list(images.shape)}")
+    if len(prompts) != len(images):
+        raise ValueError(f"{name}: expected one prompt an image, got {len(prompts)} prompts for {len(images)} images")
+    return [(images[start:stop], prompts[start:stop]) for start, stop in call_spans(reward_traits(reward), prompts)]
+
+
+async def _answers(reward: Reward, calls: Sequence[Call], in_threads: bool) -> list[Values | Scores]:
+    gate = asyncio.Semaphore(reward_traits(reward).concurrency)
+    gates = _GATES.get()
+    if gates is not None:
+        _, gate = gates.setdefault(id(reward), (reward, gate))
 
     async def one(images: Images, prompts: Sequence[Prompt]) -> Values | Scores:
         async with gate:
-            if concurrency == 1:
+            if not in_threads:
                 return await _wait(_answer(reward, images, prompts))
             return await _wait(await asyncio.to_thread(_answer, reward, images, prompts))
 
@@ -97,10 +137,23 @@ def _finish(answers: Coroutine[Any, Any, T]) -> T:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(answers)
+        return asyncio.run(_alone(answers))
     # A loop cannot be run within a running one, and a thread has its own.
     with ThreadPoolExecutor(max_workers=1) as executor:
-        return executor.submit(asyncio.run, answers).result()
+        return executor.submit(asyncio.run, _alone(answers)).result()
+
+
+async def _alone(answers: Coroutine[Any, Any, T]) -> T:
+    # A semaphore belongs to one loop: a reward that calls score in a thread must not meet those of the loop outside.
+    _GATES.set({})
+    return await answers
+
+
+def _collected(reward: Reward, calls: Sequence[Call], answers: Sequence[Values | Scores]) -> Scores:
+    name = reward_name(reward)
+    return join_scores(
+        [_checked_scores(name, answer, len(images)) for answer, (images, _) in zip(answers, calls, strict=True)]
+    )
 
 
 def _checked_scores(name: str, answer: Values | Scores, count: int) -> Scores:
@@ -109,21 +162,6 @@ def _checked_scores(name: str, answer: Values | Scores, count: int) -> Scores:
     total = _checked(name, scores.total, count)
     missing = dict.fromkeys(map(int, np.flatnonzero(np.isnan(total))), f"{name} gave NaN without a reason")
     return Scores(total, components, {**missing, **scores.reasons})
-
-
-def _joined(parts: Sequence[Scores], starts: Sequence[int]) -> Scores:
-    if len(parts) == 1:
-        return parts[0]
-    names = list(dict.fromkeys(name for part in parts for name in part.components))
-    absent = [np.full(len(part.total), np.nan, np.float32) for part in parts]
-    return Scores(
-        np.concatenate([part.total for part in parts]),
-        {
-            name: np.concatenate([p.components.get(name, a) for p, a in zip(parts, absent, strict=True)])
-            for name in names
-        },
-        {start + i: why for part, start in zip(parts, starts, strict=True) for i, why in part.reasons.items()},
-    )
 
 
 def _checked(name: str, values: object, count: int) -> Values:
