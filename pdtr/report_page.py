@@ -9,10 +9,10 @@ from html import escape
 from typing import Any
 
 from pdtr import report_figures as figures
-from pdtr.panel import hacking_alarm
 from pdtr.progress import duration
 from pdtr.report_data import BASE, TASK_NAMES, Cell, Row, RunRecord, by_id, difference
 from pdtr.report_images import grids
+from pdtr.report_panel import by_task, captioned, panel
 from pdtr.statistics import Interval, success_interval
 
 # Metrics by figure: the name that is logged (by task or not), and what the figure is called.
@@ -31,23 +31,13 @@ DIAGNOSTICS = {
     "learning_rate": "Learning rate",
     "skipped_updates": "Skipped updates (share)",
 }
-# The same of what is logged of the drawn images: what gives a hacked reward away.
-PANEL = {
-    "image/saturation": "Saturation",
-    "image/edge_density": "Edge density (share of pixels)",
-    "image/entropy": "Entropy of grey levels, bits",
-    "image/dark_share": "Dark pixels (share)",
-    "image/jpeg_bytes": "JPEG bytes an image",
-    "image/diversity": "Distance within groups",
-    "image/source_distance": "Distance to the source",
-}
 TIMES = {"seconds_rollout": "rollouts", "seconds_update": "updates", "seconds_waited": "waiting for rewards"}
 
 
 def body(run: RunRecord, rows: list[Row]) -> str:
     """The whole page below <main>."""
     sections = [_head(run, rows), _matrix(run, rows), _curves(run), _skills(run), grids(run)]
-    sections += [_panel(run), _diagnostics(run)]
+    sections += [panel(run), _diagnostics(run)]
     # The problems last: the other sections may still find some.
     return "\n".join([sections[0], _problems(run), *sections[1:], _facts(run)])
 
@@ -146,18 +136,14 @@ def _matrix_cell(cell: Cell | None, is_second: bool) -> str:
     )
 
 
-def _figure(caption: str, svg: str) -> str:
-    return f'<figure class="card"><figcaption>{escape(caption)}</figcaption>{svg}</figure>'
-
-
 def _curves(run: RunRecord) -> str:
     held_out = [
-        _figure(f"{TASK_NAMES.get(task, task)}: held-out success", figures.held_out_curve(run, task))
+        captioned(f"{TASK_NAMES.get(task, task)}: held-out success", figures.held_out_curve(run, task))
         for task in run.tasks
         if any(row.get("task") == task for row in run.evaluations)
     ]
     rewards = [
-        _figure(f"{TASK_NAMES.get(task, task)}: training reward", figures.reward_curve(run, task))
+        captioned(f"{TASK_NAMES.get(task, task)}: training reward", figures.reward_curve(run, task))
         for task in run.tasks
         if len(figures.series(run, f"reward/{task}")[0])
     ]
@@ -197,54 +183,15 @@ def _task_skills(run: RunRecord, task: str) -> str:
     return f'<div class="card"><h3>{task_name(task)}</h3>{svg}<div class="scroll">{table}</div></div>'
 
 
-def _panel(run: RunRecord) -> str:
-    """Trained reward beside held-out reward where they are not one, and the statistics of the images."""
-    alarms, parts = [], []
-    for task in run.tasks:
-        history = run.trained_history(task)
-        if history:
-            caption = f"{TASK_NAMES.get(task, task)}: trained and held-out reward on the tuning prompts"
-            parts.append(_figure(caption, figures.divergence_curve(run, history)))
-        found = (hacking_alarm(history[:count]) for count in range(2, len(history) + 1))
-        alarms += [
-            f"{TASK_NAMES.get(task, task)}, iteration {entry['iteration']}: {alarm}"
-            for entry, alarm in zip(history[1:], found, strict=True)
-            if alarm
-        ]
-    small = [
-        _figure(title, figures.metric_curve(run, names))
-        for name, title in PANEL.items()
-        if (names := _by_task(run, name))
-    ]
-    if not parts and not small:
-        return ""
-    items = "".join(f"<li>{escape(alarm)}</li>" for alarm in alarms)
-    warning = f'<div class="warning"><strong>The reward is being hacked</strong><ul>{items}</ul></div>' if items else ""
-    note = (
-        "Pictures that all change one way, grow alike within their groups or leave the source as it was give away a "
-        "policy that has found a fault of its reward."
-    )
-    return (
-        f'<h2>Is the reward being hacked?</h2><p class="note">{note}</p>{warning}'
-        f'<div class="pair">{"".join(parts)}</div><div class="small">{"".join(small)}</div>'
-    )
-
-
-def _by_task(run: RunRecord, name: str) -> dict[str, str]:
-    """The tasks' own metrics of a name that were logged, with the tasks' names."""
-    found = {f"{name}/{task}": TASK_NAMES.get(task, task) for task in run.tasks}
-    return {key: title for key, title in found.items() if len(figures.series(run, key)[0])}
-
-
 def _diagnostics(run: RunRecord) -> str:
     if not run.metrics:
         return ""
     logged = {name for row in run.metrics for name in row if len(figures.series(run, name)[0])}
     parts, absent = [], []
     for name, title in DIAGNOSTICS.items():
-        names = {**({name: title} if name in logged else {}), **_by_task(run, name)}
+        names = {**({name: title} if name in logged else {}), **by_task(run, name)}
         if names:
-            parts.append(_figure(title, figures.metric_curve(run, names)))
+            parts.append(captioned(title, figures.metric_curve(run, names)))
         else:
             absent.append(title)
     for task in run.tasks:
@@ -252,10 +199,10 @@ def _diagnostics(run: RunRecord) -> str:
         if own:
             legends = {name: name.rpartition("/")[2] for name in own}
             parts.append(
-                _figure(f"Reward components, {TASK_NAMES.get(task, task)}", figures.metric_curve(run, legends))
+                captioned(f"Reward components, {TASK_NAMES.get(task, task)}", figures.metric_curve(run, legends))
             )
     times = {name: label for name, label in TIMES.items() if name in logged}
-    parts += [_figure("Seconds an iteration", figures.metric_curve(run, times))] if times else []
+    parts += [captioned("Seconds an iteration", figures.metric_curve(run, times))] if times else []
     note = f'<p class="note">Not logged: {escape("; ".join(absent))}.</p>' if absent else ""
     return f'<h2>Diagnostics</h2>{note}<div class="small">{"".join(parts)}</div>'
 

@@ -74,6 +74,23 @@ class Task:
         ]
 
 
+def check_groups(tasks: Mapping[str, Task], group_size: int, chunk_size: int) -> None:
+    """Check that rewards that compare a group get it whole.
+
+    Raises:
+        ValueError: a chunk of samples would cut the groups of such a reward.
+    """
+    from rewards.base import reward_name, reward_traits
+
+    for name, task in tasks.items():
+        if reward_traits(task.reward).scope == "group" and chunk_size % group_size:
+            raise ValueError(
+                f"chunk_size: expected a multiple of group_size {group_size}, for {reward_name(task.reward)} "
+                f"(task {name!r}) compares whole groups, got {chunk_size}; "
+                f"{group_size * max(1, chunk_size // group_size)} would do"
+            )
+
+
 def _measured(held_out: Reward, trained: Reward) -> Reward:
     """The held-out reward with the trained one as a component; without it where that one compares groups."""
     from rewards.base import Images, Scores, reward_traits

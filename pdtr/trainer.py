@@ -35,8 +35,7 @@ from pdtr.missing import MissingWatch, commonest_reason, masked
 from pdtr.panel import hacking_alarm, panel_metrics
 from pdtr.progress import Progress
 from pdtr.report_data import read_run
-from pdtr.tasks import Task
-from rewards.base import reward_name, reward_traits
+from pdtr.tasks import Task, check_groups
 
 
 @dataclass
@@ -66,7 +65,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, tasks: Mapping[str, Task], policy: FlowPolicy, progress: Progress) -> None:
         self.config, self.tasks, self.policy, self.progress = config, tasks, policy, progress
-        _check_groups(config, tasks)
+        check_groups(tasks, config.group_size, config.chunk_size)
         # A copy: the configuration's must stay as it was given, for another run of the same configuration.
         self.curriculum = copy.deepcopy(config.curriculum)
         self.logbook = Logbook(config.output_dir)
@@ -242,17 +241,6 @@ class Trainer:
         meta = state.meta
         self.run = Run(int(meta["iteration"]), float(meta["seconds"]), str(meta["stage_name"]))
         self.logbook.truncate(self.run.iteration)
-
-
-def _check_groups(config: TrainConfig, tasks: Mapping[str, Task]) -> None:
-    """A reward that compares a group has to get it whole."""
-    for name, task in tasks.items():
-        if reward_traits(task.reward).scope == "group" and config.chunk_size % config.group_size:
-            raise ValueError(
-                f"chunk_size: expected a multiple of group_size {config.group_size}, for {reward_name(task.reward)} "
-                f"(task {name!r}) compares whole groups, got {config.chunk_size}; "
-                f"{config.group_size * max(1, config.chunk_size // config.group_size)} would do"
-            )
 
 
 def make_weights(config: TrainConfig, policy: FlowPolicy) -> PolicyWeights:
