@@ -32,6 +32,7 @@ from experiments.flags import Usage, parse, parse_run
 from experiments.held_out import EvalOptions
 from experiments.recipes import find_recipe
 from pdtr.metrics import rollout_metrics
+from pdtr.panel import panel_metrics
 from pdtr.pretraining import PretrainConfig
 from rewards.base import Prompt
 from rewards.geneval import GenEvalRule
@@ -191,4 +192,12 @@ def test_every_logged_metric_is_explained(page: str, algorithm: Algorithm, tiny_
     rollout = rollout.with_advantages(algorithm.advantages(rollout))
     assert set(learner.update([rollout])) == set(first_columns(PAGES[page], "Metrics"))
     explained = {name.replace("TASK", "t2i") for name in first_columns(PAGES["docs/runs.md"], "Metrics")}
-    assert set(rollout_metrics("t2i", rollout, 2)) == explained - {"reward/t2i/COMPONENT"}
+    # Of components, of images and of missing rewards there is more than one name, or none.
+    others = {"reward/t2i/COMPONENT", "image/STATISTIC/t2i", "missing_reason/t2i"}
+    assert set(rollout_metrics("t2i", rollout, 2)) == explained - others
+
+
+def test_every_statistic_of_the_images_is_explained() -> None:
+    image = np.zeros((2, 8, 8, 3), np.uint8)
+    explained = {name.replace("TASK", "edit") for name in first_columns(PAGES["docs/hacking_panel.md"], "Pictures")}
+    assert set(panel_metrics("edit", image, 2, list(image))) == explained
