@@ -1,7 +1,7 @@
 """The console script ``pdtr``: finds the command, and turns a user's mistake into one line and exit code 2.
 
 Exit codes: 0 done, 2 a mistake in what was asked for (``PDTR_TRACEBACK=1`` shows where it came up), 130 stopped with
-Ctrl-C. Anything else is a defect of ours and shows its traceback.
+Ctrl-C, 143 a server ended by SIGTERM. Anything else is a defect of ours and shows its traceback.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ COMMANDS = {
     "eval": ("experiments.held_out:evaluate", "[FOLDER] [--task TASK] [--flags]", "held-out success, skill by skill"),
     "sample": ("experiments.commands:sample", "PROMPT [--source-image PATH] [--flags]", "draw images, or edit one"),
     "report": ("experiments.commands:report", "RUN_FOLDER", "write a run's report again and print its table"),
+    "reward": ("experiments.reward:reward", "serve MODULE:REWARD [--flags]", "answer for a reward over HTTP"),
     "recipes": ("experiments.commands:recipes", "", "list what can be trained"),
 }
 MISTAKE, STOPPED = 2, 130

@@ -1,0 +1,134 @@
+"""``pdtr reward serve``: any reward of a module behind HTTP."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from inspect import isclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from experiments.flags import Usage, parse
+
+if TYPE_CHECKING:
+    from rewards.base import Reward
+    from rewards.server import ServerSettings
+
+_FORM = "expected MODULE:REWARD such as rewards.pixel:redness"
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Answer for a reward over HTTP until Ctrl-C or SIGTERM; rewards.remote:RemoteReward asks it.
+
+    The module is looked for in the current folder too. Whoever asks needs a token where there is one: a file's, or that
+    of PDTR_REWARD_TOKEN in the environment. Other machines are only let in with one.
+
+    Attributes:
+        reward: module and name of a reward, such as rewards.pixel:redness.
+        host: address to listen at; 0.0.0.0 is all of this machine's.
+        port: 0 takes a free one.
+        token_file: file with the token.
+        max_body_mib: most MiB of a request.
+        max_images: most images of a request.
+        max_pixels: most pixels of an image.
+        max_waiting_images: most images that wait; more get 503.
+        shutdown_seconds: how long requests may take to end once the server stops.
+    """
+
+    reward: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODULE:REWARD")]
+    host: str = "127.0.0.1"
+    port: int = 8765
+    token_file: Path | None = None
+    max_body_mib: int = 64
+    max_images: int = 512
+    max_pixels: int = 2048 * 2048
+    max_waiting_images: int = 4096
+    shutdown_seconds: int = 30
+
+
+def reward(arguments: Sequence[str]) -> None:
+    """``pdtr reward serve MODULE:REWARD [--flags]``: serve, after a line with the URL.
+
+    Raises:
+        ValueError: no such reward or flag, a bad value, a port that cannot be taken, or a package that is missing.
+        KeyboardInterrupt: stopped with Ctrl-C.
+        SystemExit: stopped with SIGTERM, with 143.
+    """
+    if arguments and arguments[0] in ("-h", "--help"):
+        arguments = ["serve", *arguments]
+    if not arguments or arguments[0] != "serve":
+        got = arguments[0] if arguments else "none"
+        raise ValueError(f"reward: expected what to do, serve, got {got}; type: pdtr reward serve MODULE:REWARD")
+    options = parse(ServeOptions(tyro.MISSING), Usage("pdtr reward serve"), arguments[1:])
+    from rewards.base import reward_name
+    from rewards.server import RewardServer
+
+    settings = _settings(options)
+    found = load_reward(options.reward)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        server = RewardServer(found, settings)
+    except ModuleNotFoundError as error:
+        raise ValueError(str(error)) from error
+    print(f"serving {reward_name(found)} at {server.url}", flush=True)
+    server.run()
+
+
+def load_reward(name: str) -> Reward:
+    """The reward that ``MODULE:REWARD`` names; the reward may be an attribute of one, as in ``a.b:c.d``.
+
+    Raises:
+        ValueError: there is none, it is not callable, or the module cannot be imported.
+    """
+    module_name, colon, path = name.partition(":")
+    if not colon or not module_name or not path:
+        raise ValueError(f"{_FORM}, got {name!r}")
+    found: Any = _imported(module_name)
+    for part in path.split("."):
+        names = [known for known in dir(found) if not known.startswith("_")]
+        if part not in dir(found):
+            near = get_close_matches(part, names, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{name}: {_FORM}, got a module without {part!r}{hint}")
+        found = getattr(found, part)
+    if isclass(found):
+        raise ValueError(f"{name}: expected a reward, got a class; make one in the module, and name that")
+    if not callable(found):
+        raise ValueError(f"{name}: expected a reward, which is callable, got {type(found).__name__} {found!r:.80}")
+    reward: Reward = found
+    return reward
+
+
+def _imported(name: str) -> Any:
+    # The console script, unlike `python -m`, does not look there by itself.
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return import_module(name)
+    except (ImportError, SyntaxError) as error:
+        raise ValueError(
+            f"{name}: expected a module that can be imported from here, got {type(error).__name__}: {error} "
+            "(PDTR_TRACEBACK=1 shows where)"
+        ) from error
+
+
+def _settings(options: ServeOptions) -> ServerSettings:
+    from rewards.server import ServerSettings, read_token
+    from rewards.service import ServiceSettings
+    from rewards.wire_json import Limits
+
+    limits = Limits(
+        max_body_bytes=options.max_body_mib * 2**20, max_images=options.max_images, max_pixels=options.max_pixels
+    )
+    service = ServiceSettings(
+        token=read_token(options.token_file), limits=limits, max_waiting_images=options.max_waiting_images
+    )
+    return ServerSettings(options.host, options.port, service, options.shutdown_seconds)
