@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from agents.functional import check_choice
 
 if TYPE_CHECKING:
     from agents.types import Rollout
@@ -31,12 +32,7 @@ class MissingSettings:
     window: int = 10
 
     def __post_init__(self) -> None:
-        choices = get_args(OnMissing)
-        if self.on_missing not in choices:
-            near = difflib.get_close_matches(self.on_missing, choices, 1, cutoff=0.0)[0]
-            raise ValueError(
-                f"on_missing: expected one of {', '.join(choices)}, got {self.on_missing!r}; did you mean {near!r}?"
-            )
+        check_choice("on_missing", self.on_missing, get_args(OnMissing))
         if not 0 <= self.max_share <= 1 or self.window < 1:
             raise ValueError(f"missing: expected max_share in [0, 1] and a window of 1 or more, got {self}")
 

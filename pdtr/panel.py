@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pdtr.evaluate import mean
 from pdtr.statistics import paired_bootstrap
 
 Images = NDArray[np.uint8]
@@ -122,7 +123,7 @@ def hacking_alarm(history: Sequence[Mapping[str, Any]]) -> str:
     if len(history) < 2:
         return ""
     *before, last = history
-    means = [_mean(entry["reward"]) for entry in before]
+    means = [mean(entry["reward"]) for entry in before]
     if all(np.isnan(means)):
         return ""
     best = before[int(np.nanargmax(means))]
@@ -135,8 +136,3 @@ def hacking_alarm(history: Sequence[Mapping[str, Any]]) -> str:
         f"[{trained.low:.3f}, {trained.high:.3f}] and the held-out one fell by {-held_out.value:.3f} "
         f"[{-held_out.high:.3f}, {-held_out.low:.3f}]: the reward is being hacked"
     )
-
-
-def _mean(values: NDArray[Any]) -> float:
-    available = values[~np.isnan(values)]
-    return float(available.mean()) if len(available) else float("nan")
