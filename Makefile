@@ -14,9 +14,10 @@ BIN := .venv/bin
 RUNS ?=
 ARGS ?=
 
-# With libgomp's default, threads spin at every barrier: beside another busy process small operations take 20-70 times as
-# long. It has to be set before torch is imported.
+# With libgomp's default, threads spin at every barrier: beside another busy process small operations take many times as
+# long; without any spinning two threads lose a third of their speed. It has to be set before torch is imported.
 export OMP_WAIT_POLICY := PASSIVE
+export GOMP_SPINCOUNT := 100000
 
 train: .venv/.installed
 	$(BIN)/pdtr train pdtr_scenes $(if $(RUNS),--output-dir "$(RUNS)/pdtr_scenes") $(ARGS)

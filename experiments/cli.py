@@ -13,6 +13,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from experiments.threads import set_waiting
+
 # Each names the function that runs it, which is imported once it is asked for: `pdtr --help` must not wait for torch.
 COMMANDS = {
     "train": ("experiments.commands:train", "[RECIPE] [--resume] [--flags]", "train a policy and write its report"),
@@ -21,6 +23,7 @@ COMMANDS = {
     "sample": ("experiments.commands:sample", "PROMPT [--source-image PATH] [--flags]", "draw images, or edit one"),
     "report": ("experiments.commands:report", "RUN_FOLDER", "write a run's report again and print its table"),
     "reward": ("experiments.reward:reward", "serve MODULE:REWARD [--flags]", "answer for a reward over HTTP"),
+    "edit-reward": ("experiments.edit_reward:edit_reward", "STEP [--flags]", "make a learnt edit reward, step by step"),
     "recipes": ("experiments.commands:recipes", "", "list what can be trained"),
 }
 MISTAKE, STOPPED = 2, 130
@@ -32,8 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; ``sys.argv``'s unless given.
     """
-    # Beside another busy process, threads that spin at barriers cost 20 to 70 times; only before torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    set_waiting()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         _dispatch(arguments)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from experiments.cli import MISTAKE, STOPPED, explain, is_mistake
+from experiments.threads import set_waiting
 
 SEPARATOR = "--"
 
@@ -18,8 +19,7 @@ def run_benchmark(benchmark: Callable[[Sequence[str]], int], arguments: Sequence
         benchmark: takes its arguments, prints what came of them, returns 0, or 1 where a part of it failed.
         arguments: without the program's name; ``sys.argv``'s unless given.
     """
-    # Only before torch is imported: threads that spin at barriers would be measured in place of the work.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    set_waiting()
     try:
         return benchmark(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:

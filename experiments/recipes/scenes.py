@@ -41,9 +41,10 @@ def pdtr_scenes() -> TrainConfig:
         ),
         # A quarter of the second stage's prompts rehearse the first task; the paper has no rehearsal.
         curriculum=_tuned(
-            pdtr_curriculum(60, 120, rehearsal=0.25),
-            # Learnt half as much again as with two, and kept what the first stage had taught, which two did not.
-            later_changes={"num_sigmas": 4},
+            pdtr_curriculum(50, 160, rehearsal=0.25),
+            # Two lost some of what the first stage had taught, four kept it; with three there is time for more prompts,
+            # of which two rollouts' gradients agree the least by now.
+            later_changes={"num_sigmas": 3},
         ),
         num_prompts=12,  # Two a skill; in editing it is the prompts that differ, more than the noise.
         group_size=8,  # Large enough that most groups hold both successes and failures.
@@ -56,7 +57,7 @@ def pdtr_scenes() -> TrainConfig:
         evaluation=EvaluationConfig(
             num_prompts=120,  # 20 a skill: the curve's standard error is below 5 points.
             num_final_prompts=600,  # 100 a skill: about 2 points.
-            every=30,  # Five points a task over the run; each costs about ten seconds.
+            every=30,  # Nine points a task over the run; each costs about six seconds.
             sampler=sampler,
         ),
         checkpoint_every=10,  # At most 10 iterations are lost to a kill.
