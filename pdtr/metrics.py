@@ -11,6 +11,7 @@ from pdtr.panel import agreement
 
 if TYPE_CHECKING:
     from agents.types import Rollout
+    from rewards.base import Reward
 
 
 def rollout_metrics(task: str, rollout: Rollout, group_size: int) -> dict[str, float]:
@@ -44,6 +45,13 @@ def rollout_metrics(task: str, rollout: Rollout, group_size: int) -> dict[str, f
         row[f"reward/{task}/{name}"] = mean(found)
         row[f"reward_std/{task}/{name}"] = float(known.std()) if len(known) else float("nan")
     return row
+
+
+def statistics_metrics(task: str, reward: Reward) -> dict[str, float]:
+    """What a reward has counted since the process started (calls, faults, seconds, tokens), by the names of the log."""
+    from rewards.base import reward_statistics
+
+    return {f"statistics/{task}/{name}": value for name, value in reward_statistics(reward).items()}
 
 
 def evaluation_row(found: Evaluation, task: str, kind: str, label: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from pdtr.config import TrainConfig
 from pdtr.curriculum import Plan, TaskBatch
 from pdtr.evaluate import evaluate
 from pdtr.logbook import Logbook
-from pdtr.metrics import evaluation_row, rollout_metrics
+from pdtr.metrics import evaluation_row, rollout_metrics, statistics_metrics
 from pdtr.missing import MissingWatch, commonest_reason, masked
 from pdtr.panel import hacking_alarm, panel_metrics
 from pdtr.progress import Progress
@@ -106,6 +106,7 @@ class Trainer:
         for part, rollout in zip(plan.parts, rollouts, strict=True):
             row |= rollout_metrics(part.task, rollout, self.config.group_size)
             row |= self._panel(part, rollout)
+            row |= statistics_metrics(part.task, self.tasks[part.task].reward)
             if rollout.reasons:
                 row[f"missing_reason/{part.task}"] = commonest_reason([rollout])
         row |= self._learn(rollouts)

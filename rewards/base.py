@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,6 +105,20 @@ def reward_traits(reward: Reward) -> RewardTraits:
     """A reward's traits, those of a plain callable unless it declares others."""
     traits = getattr(reward, "traits", None)
     return traits if isinstance(traits, RewardTraits) else RewardTraits()
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A reward that counts what its answers cost: calls, faults, seconds, tokens, hits of a cache."""
+
+    def statistics(self) -> Mapping[str, float]:
+        """Numbers by name, since the reward was made."""
+        ...
+
+
+def reward_statistics(reward: Reward) -> dict[str, float]:
+    """What a reward has counted; nothing where it does not count."""
+    return dict(reward.statistics()) if isinstance(reward, Counting) else {}
 
 
 def reward_name(reward: Reward) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rewards.base import Images, Prompt, Reward, Scores, reward_name, reward_traits
+from rewards.base import Images, Prompt, Reward, Scores, reward_name, reward_statistics, reward_traits
 from rewards.compose import WeightedSum
 from rewards.scoring import call_spans, join_scores, score_async
 
@@ -90,6 +90,12 @@ class Cached:
         if new:
             await asyncio.to_thread(_write, self.path, new)
         return join_scores([answers[i] for i in range(len(units))])
+
+    def statistics(self) -> dict[str, float]:
+        """Images by where their answers came from, and what the reward itself has counted."""
+        with self._lock:
+            counts = {"hits": self.hits, "misses": self.misses, "uncached": self.uncached}
+        return {**{f"cache/{name}": float(count) for name, count in counts.items()}, **reward_statistics(self.reward)}
 
     async def _scored(self, units: Sequence[tuple[Images, Sequence[Prompt]]]) -> list[Scores]:
         if self.traits.scope == "group":

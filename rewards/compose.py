@@ -12,7 +12,7 @@ from numbers import Real
 
 import numpy as np
 
-from rewards.base import Images, Prompt, Reward, RewardTraits, Scores, reward_name, reward_traits
+from rewards.base import Images, Prompt, Reward, RewardTraits, Scores, reward_name, reward_statistics, reward_traits
 from rewards.scoring import score_async
 
 
@@ -67,6 +67,15 @@ class WeightedSum:
         members = {**self.rewards, **self.held_out}
         scores = await asyncio.gather(*(score_async(reward, images, prompts) for reward in members.values()))
         return weighted_scores(dict(zip(members, scores, strict=True)), self.weights)
+
+    def statistics(self) -> dict[str, float]:
+        """What the members have counted, each behind its name and a slash."""
+        members = {**self.rewards, **self.held_out}
+        return {
+            f"{name}/{part}": value
+            for name, reward in members.items()
+            for part, value in reward_statistics(reward).items()
+        }
 
 
 def weighted_scores(scores: Mapping[str, Scores], weights: Mapping[str, float]) -> Scores:

@@ -133,6 +133,10 @@ class VLMJudge:
             readings[url] = self._read(outcome, keys)
         return readings
 
+    def statistics(self) -> dict[str, float]:
+        """The client's counts since it was made, those of other judges that share it included."""
+        return self.client.statistics().metrics()
+
     async def _compare(self, images: Images, prompts: Sequence[Prompt], keys: Keys) -> Scores:
         if any(prompt is not prompts[0] for prompt in prompts):
             raise ValueError(

@@ -40,6 +40,7 @@ from pdtr.stages import Linear, Stage, Step
 from pdtr.tasks import Task
 from pdtr.trainer import Trainer
 from rewards.base import Images, Prompt, Reward, RewardTraits, Scores, Unavailable, declare
+from rewards.cache import Cached
 from rewards.pixel import redness
 
 NUM_MINIBATCHES = 2
@@ -421,6 +422,17 @@ def test_the_trained_reward_is_kept_beside_the_held_out_one_and_compared(
         np.testing.assert_array_equal(scores["trained"], -scores["reward"])
         assert row["agreement"] == pytest.approx(-1)
         assert row["trained"] == pytest.approx(-row["reward"])
+
+
+def test_what_a_reward_counts_is_logged(tmp_path: Path, tiny_policy: ScenesPolicy) -> None:
+    cached = Cached(redness, tmp_path / "cache.sqlite", fingerprint="redness 1")
+    trainer = make_trainer(make_config(tmp_path, SingleTask("t2i", 1)), tiny_policy, make_tasks(cached))
+    trainer.train()
+    (row,) = read_metrics(trainer.config.output_dir)
+    drawn = trainer.config.num_prompts * trainer.config.group_size
+    asked = row["statistics/t2i/cache/hits"] + row["statistics/t2i/cache/misses"]
+    assert asked >= drawn
+    assert "statistics/edit/cache/hits" not in row
 
 
 def test_a_hacked_reward_is_said_where_it_happens(tmp_path: Path, tiny_policy: ScenesPolicy) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rewards.base import Images, Prompt, RewardTraits, Scores, reward_name, reward_traits
+from rewards.base import Images, Prompt, RewardTraits, Scores, reward_name, reward_statistics, reward_traits
 from rewards.cache import Cached
 from rewards.checker import check_reward
 from rewards.compose import WeightedSum
@@ -330,3 +330,12 @@ def test_a_reward_that_does_not_say_what_it_depends_on_is_refused(tmp_path: Path
         Cached(weighted, tmp_path / "c")
     assert not (tmp_path / "c").exists()
     Cached(weighted, tmp_path / "c", fingerprint="1")
+
+
+def test_what_is_counted_is_told_through_a_sum_and_through_a_cache(tmp_path: Path) -> None:
+    cached = Cached(Counting(), tmp_path / "cache.sqlite")
+    total = WeightedSum({"grey": cached, "red": redness}, {"grey": 1.0, "red": 1.0})
+    score(total, IMAGES, PROMPTS)
+    score(total, IMAGES, PROMPTS)
+    assert reward_statistics(total) == {"grey/cache/hits": 4, "grey/cache/misses": 4, "grey/cache/uncached": 0}
+    assert reward_statistics(redness) == {}
