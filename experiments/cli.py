@@ -23,6 +23,11 @@ COMMANDS = {
     "sample": ("experiments.commands:sample", "PROMPT [--source-image PATH] [--flags]", "draw images, or edit one"),
     "report": ("experiments.commands:report", "RUN_FOLDER", "write a run's report again and print its table"),
     "reward": ("experiments.reward:reward", "serve MODULE:REWARD [--flags]", "answer for a reward over HTTP"),
+    "judge": (
+        "experiments.judge:judge",
+        "serve MODEL | check URL [--flags]",
+        "a judge behind vLLM: start it, try it out",
+    ),
     "edit-reward": ("experiments.edit_reward:edit_reward", "STEP [--flags]", "make a learnt edit reward, step by step"),
     "recipes": ("experiments.commands:recipes", "", "list what can be trained"),
 }

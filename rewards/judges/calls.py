@@ -170,13 +170,32 @@ class Calls:
     async def _served(self, server: Server, content: bytes) -> str:
         """What a server has, for a model that it does not know."""
         try:
-            listed = (await self._transport.get(server.url, "/models")).get("data")
+            models = await self._models(server)
         except (Fault, JudgeConfigurationError):
             return ""
-        entries = listed if isinstance(listed, list) else []
-        models = [str(entry.get("id")) for entry in entries if isinstance(entry, dict)]
         asked = str(json.loads(content).get("model"))
         return f"; it serves {', '.join(models)}, the nearest to {asked!r} is {nearest(asked, models)!r}"
+
+    async def served_models(self) -> dict[str, list[str] | str]:
+        """Ask every server once what it serves; by base URL, the names or the reason why there are none.
+
+        Raises:
+            JudgeConfigurationError: a server refuses the request.
+        """
+
+        async def one(server: Server) -> list[str] | str:
+            try:
+                return await self._models(server)
+            except Fault as fault:
+                return str(fault)
+
+        models = await asyncio.gather(*(one(server) for server in self._servers))
+        return {server.url: names for server, names in zip(self._servers, models, strict=True)}
+
+    async def _models(self, server: Server) -> list[str]:
+        listed = (await self._transport.get(server.url, "/models")).get("data")
+        entries = listed if isinstance(listed, list) else []
+        return [str(entry.get("id")) for entry in entries if isinstance(entry, dict)]
 
     async def warm_up(self, body: Body) -> dict[str, Body | str]:
         """Send a body once to every server; by base URL, its answer or the reason why there is none.

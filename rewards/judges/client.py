@@ -95,6 +95,17 @@ class JudgeClient:
         """
         return await asyncio.wrap_future(self._background.submit(self._calls.warm_up(body)))
 
+    async def served_models(self) -> dict[str, list[str] | str]:
+        """Ask every server, once, what it serves.
+
+        Returns:
+            By base URL: the names of its models, or the reason why there are none.
+
+        Raises:
+            JudgeConfigurationError: a server refuses the request, as where the base URL or the key is wrong.
+        """
+        return await asyncio.wrap_future(self._background.submit(self._calls.served_models()))
+
     def statistics(self) -> Statistics:
         """The counts since the client was made."""
         return self._counters.snapshot()

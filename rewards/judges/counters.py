@@ -26,6 +26,7 @@ class Statistics:
         p95_seconds: its 95th percentile.
         prompt_tokens: what the servers say they have read.
         completion_tokens: what the servers say they have written.
+        cached_tokens: of the prompt tokens, those that the servers say their prefix cache had; 0 where they do not say.
     """
 
     calls: int
@@ -36,12 +37,16 @@ class Statistics:
     p95_seconds: float
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
     def metrics(self) -> dict[str, float]:
         """The numbers by name, for a log: those of kinds are ``faults/KIND`` and ``failures/KIND``."""
         kinds = {f"faults/{kind}": float(count) for kind, count in self.faults.items()}
         kinds |= {f"failures/{kind}": float(count) for kind, count in self.failures.items()}
-        named = ("calls", "retries", "p50_seconds", "p95_seconds", "prompt_tokens", "completion_tokens")
+        named = (
+            *("calls", "retries", "p50_seconds", "p95_seconds"),
+            *("prompt_tokens", "completion_tokens", "cached_tokens"),
+        )
         return {**{name: float(getattr(self, name)) for name in named}, **kinds}
 
 
@@ -65,11 +70,15 @@ class Counters:
     def answered(self, seconds: float, attempts: int, answer: Mapping[str, Any]) -> None:
         """A call has its answer."""
         usage = answer.get("usage")
+        usage = usage if isinstance(usage, dict) else {}
+        details = usage.get("prompt_tokens_details")
+        cached = details.get("cached_tokens") if isinstance(details, dict) else None
+        counts = {"prompt_tokens": usage.get("prompt_tokens"), "completion_tokens": usage.get("completion_tokens")}
+        counts["cached_tokens"] = cached
         with self._lock:
             self._finished(attempts)
             self.latencies.append(seconds)
-            for name in ("prompt_tokens", "completion_tokens"):
-                count = usage.get(name) if isinstance(usage, dict) else None
+            for name, count in counts.items():
                 self.tokens[name] += count if isinstance(count, int) else 0
 
     def failed(self, kind: str, attempts: int) -> None:
@@ -91,6 +100,7 @@ class Counters:
                 percentile(latencies, 0.95),
                 self.tokens["prompt_tokens"],
                 self.tokens["completion_tokens"],
+                self.tokens["cached_tokens"],
             )
 
     def _finished(self, attempts: int) -> None:

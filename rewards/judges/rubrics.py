@@ -116,7 +116,8 @@ def viescore(consistency: float, quality: float) -> float:
 
 
 def _objects(text: str) -> Iterator[Mapping[str, Any]]:
-    decoder, start = json.JSONDecoder(), text.find("{")
+    # Not strict: vLLM's grammar of a string lets bare tabs and other control characters through.
+    decoder, start = json.JSONDecoder(strict=False), text.find("{")
     while start >= 0:
         try:
             entry, end = decoder.raw_decode(text, start)

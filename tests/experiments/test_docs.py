@@ -29,13 +29,20 @@ from envs import ENTRY_POINTS
 from envs.prompts import FixedPool
 from experiments.cli import COMMANDS
 from experiments.commands import ReportOptions, SampleOptions
+from experiments.edit_reward import CheckOptions
+from experiments.edit_reward_base import TinyConfig
+from experiments.edit_reward_data import EditDataConfig
 from experiments.flags import Usage, parse, parse_run
 from experiments.held_out import EvalOptions
+from experiments.judge_check import JudgeCheckOptions
+from experiments.judge_serve import JudgeServeOptions
 from experiments.recipes import find_recipe
+from experiments.reward import ServeOptions
 from pdtr.metrics import rollout_metrics
 from pdtr.panel import panel_metrics
 from pdtr.pretraining import PretrainConfig
 from rewards.base import Prompt
+from rewards.edit_reward_training import TrainingConfig
 from rewards.geneval import GenEvalRule
 from rewards.pixel import redness
 
@@ -140,6 +147,23 @@ def test_commands_parse(command: str) -> None:
         parse_run(PretrainConfig(), usage, arguments[1:])
     elif name == "recipes":
         assert arguments == []
+    elif name in ("judge", "reward"):
+        served: dict[str, Any] = {
+            "judge serve": JudgeServeOptions(tyro.MISSING),
+            "judge check": JudgeCheckOptions(tyro.MISSING),
+            "reward serve": ServeOptions(tyro.MISSING),
+        }
+        options_of_step = served[f"{name} {arguments[0]}"]
+        # What stands behind a lone -- is vLLM's.
+        own = arguments[1 : arguments.index("--") if "--" in arguments else None]
+        if own:
+            parse(options_of_step, usage, own)
+    elif name == "edit-reward":
+        steps: dict[str, Any] = {"data": EditDataConfig(), "base": TinyConfig(), "train": TrainingConfig()}
+        steps["check"] = CheckOptions(tyro.MISSING)
+        assert not arguments or arguments[0] in steps
+        if arguments[1:]:
+            parse(steps[arguments[0]], usage, arguments[1:])
     elif arguments:
         options: dict[str, Any] = {
             "eval": EvalOptions(),

@@ -84,6 +84,12 @@ def test_what_is_not_as_asked_is_not_available(text: str, reason: str) -> None:
     assert found.components == {}
 
 
+def test_control_characters_in_the_reasoning_do_not_matter() -> None:
+    """vLLM's grammar of a JSON string lets them through bare, which JSON forbids."""
+    found = read_rubric(completion('{"reasoning": "a\tb\x13c\n", "edit_success": 8, "restraint": 6}'), SC)
+    assert found.value == pytest.approx(0.6)
+
+
 def test_an_answer_that_was_cut_off_says_so() -> None:
     answer = completion('{"reasoning": "on and on')
     answer["choices"][0]["finish_reason"] = "length"
