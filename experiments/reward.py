@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rewards.base import Reward
     from rewards.server import ServerSettings
 
-_FORM = "expected MODULE:REWARD such as rewards.pixel:redness"
+_FORM = "expected MODULE:REWARD such as rewards.pixel:redness, or MODULE:CLASS=ARGUMENT"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class ServeOptions:
     of PDTR_REWARD_TOKEN in the environment. Other machines are only let in with one.
 
     Attributes:
-        reward: module and name of a reward, such as rewards.pixel:redness.
+        reward: module and name of a reward, such as rewards.pixel:redness, or a class and a text to make it of, such as
+            rewards.edit_reward:EditReward=runs/edit_reward/model.
         host: address to listen at; 0.0.0.0 is all of this machine's.
         port: 0 takes a free one.
         token_file: file with the token.
@@ -85,11 +86,15 @@ def reward(arguments: Sequence[str]) -> None:
 def load_reward(name: str) -> Reward:
     """The reward that ``MODULE:REWARD`` names; the reward may be an attribute of one, as in ``a.b:c.d``.
 
+    ``MODULE:CLASS=ARGUMENT`` makes the reward of a text, such as a checkpoint's folder:
+    ``rewards.edit_reward:EditReward=runs/edit_reward/model``.
+
     Raises:
         ValueError: there is none, it is not callable, or the module cannot be imported.
     """
-    module_name, colon, path = name.partition(":")
-    if not colon or not module_name or not path:
+    module_name, colon, rest = name.partition(":")
+    path, equals, argument = rest.partition("=")
+    if not colon or not module_name or not path or (equals and not argument):
         raise ValueError(f"{_FORM}, got {name!r}")
     found: Any = _imported(module_name)
     for part in path.split("."):
@@ -99,8 +104,12 @@ def load_reward(name: str) -> Reward:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{name}: {_FORM}, got a module without {part!r}{hint}")
         found = getattr(found, part)
-    if isclass(found):
-        raise ValueError(f"{name}: expected a reward, got a class; make one in the module, and name that")
+    if equals and callable(found):
+        found = found(argument)
+    elif isclass(found):
+        raise ValueError(
+            f"{name}: expected a reward, got a class; make one in the module and name that, or {name}=ARGUMENT"
+        )
     if not callable(found):
         raise ValueError(f"{name}: expected a reward, which is callable, got {type(found).__name__} {found!r:.80}")
     reward: Reward = found

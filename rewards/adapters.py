@@ -29,13 +29,13 @@ from rewards.foreign import (
     chosen_from,
     column_value,
     gathered,
-    hint,
     is_number,
     is_number_per_image,
     metadata_dicts,
     named_reward,
     texts,
 )
+from rewards.names import hint
 
 _PLAIN = RewardTraits()
 _PADDING = -10.0  # What Flow-GRPO's GenEval server puts into accuracies by tag, for images of other tags.

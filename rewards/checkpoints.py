@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import json
 import re
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewards.base import Prompt, RewardTraits, Scores
+from rewards.names import nearest
 
 if TYPE_CHECKING:
     import torch
@@ -76,11 +76,6 @@ class Once(Generic[T]):
             if not self._made:
                 self._made.append(self._make())
             return self._made[0]
-
-
-def nearest(name: str, names: Sequence[str]) -> str:
-    """The name that is most like the given one; empty where there is none at all."""
-    return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.0)), "")
 
 
 def require_package(module: str, extra: str, otherwise: str = "") -> None:

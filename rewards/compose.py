@@ -7,12 +7,12 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from numbers import Real
 
 import numpy as np
 
 from rewards.base import Images, Prompt, Reward, RewardTraits, Scores, reward_name, reward_statistics, reward_traits
+from rewards.names import hint
 from rewards.scoring import score_async
 
 
@@ -163,5 +163,4 @@ def _listed(names: Iterable[object]) -> str:
 
 
 def _hint(name: object, names: Iterable[str]) -> str:
-    near = get_close_matches(str(name), list(names), n=1)
-    return f"; did you mean {near[0]!r}?" if near else "; take it away, or add the reward"
+    return hint(str(name), names) or "; take it away, or add the reward"

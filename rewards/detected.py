@@ -9,10 +9,11 @@ from typing import Literal, get_args
 import numpy as np
 
 from rewards.base import Images, Prompt, Scores
-from rewards.checkpoints import nearest, scorer_traits
+from rewards.checkpoints import scorer_traits
 from rewards.colors import ColorClassifier
 from rewards.detectors import Finder, Found
 from rewards.geneval import Detection, GenEvalRule, Metadata, validate_metadata
+from rewards.names import nearest
 
 Reading = Literal["dense", "strict", "official"]
 NOT_COMPARABLE = "not_comparable"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from rewards.base import Images, Prompt, Reward, RewardTraits, Scores, Values, declare, reward_name
+from rewards.names import hint
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -157,12 +157,6 @@ def chosen_from(argument: str, value: str, choices: Mapping[str, Conversion]) ->
     if value not in choices:
         raise ValueError(f"{argument}: expected one of {', '.join(choices)}, got {value!r}{hint(value, choices)}")
     return choices[value]
-
-
-def hint(name: str, names: Iterable[str]) -> str:
-    """The nearest of some names, as the end of a message; empty where none is near."""
-    near = get_close_matches(name, list(map(str, names)), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _number(value: Any) -> float:

@@ -16,7 +16,6 @@ Metadata is a line of GenEval's ``evaluation_metadata.jsonl``::
 A clause may carry ``color`` and ``position`` together.
 """
 
-import difflib
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from rewards.names import hint
 from rewards.relations import RELATIONS, Box, relative_position
 
 logger = logging.getLogger(__name__)
@@ -308,9 +308,8 @@ def _validate_position(where: str, position: Any, index: int) -> None:
 def _expect_name(where: str, value: Any, names: Collection[str]) -> None:
     if isinstance(value, str) and value in names:
         return
-    close = difflib.get_close_matches(str(value), names, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"{where}: expected one of {', '.join(map(repr, names))}, got {value!r}{hint}")
+    near = hint(str(value), names)
+    raise ValueError(f"{where}: expected one of {', '.join(map(repr, names))}, got {value!r}{near}")
 
 
 def _is_count(value: Any) -> bool:

@@ -9,8 +9,9 @@ from functools import partial
 from typing import Literal, get_args
 
 from rewards.base import Images, Prompt, Scores
-from rewards.checkpoints import Once, Placement, nearest, scorer_traits, scores_at, with_text
+from rewards.checkpoints import Once, Placement, scorer_traits, scores_at, with_text
 from rewards.clip_models import ClipSource, load_clip, paired_cosines
+from rewards.names import nearest
 
 Version = Literal["v2.0", "v2.1"]
 FILES = {"v2.0": "xswu/HPSv2:HPS_v2_compressed.pt", "v2.1": "xswu/HPSv2:HPS_v2.1_compressed.pt"}

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from rewards.foreign import hint
+from rewards.names import hint
 
 _JSON_NAMES: dict[type, str] = {str: "text", list: "a list", dict: "an object"}
 _MISSING = object()

@@ -13,8 +13,8 @@ from rewards.judges.counters import Counters
 from rewards.judges.faults import REFUSED_ALONE, Fault, JudgeConfigurationError, check_completion
 from rewards.judges.servers import Server, choose
 from rewards.judges.settings import ClientSettings
-from rewards.judges.templates import nearest
 from rewards.judges.transport import Transport
+from rewards.names import nearest
 
 Body = Mapping[str, Any]
 COMPLETIONS = "/chat/completions"

@@ -17,7 +17,8 @@ from rewards.judges.faults import Fault, JudgeConfigurationError
 from rewards.judges.judge import VLMJudge
 from rewards.judges.readouts import LabelReadout
 from rewards.judges.settings import ClientSettings, JudgeSettings
-from rewards.judges.templates import load_template, nearest
+from rewards.judges.templates import load_template
+from rewards.names import nearest
 from rewards.scoring import score
 
 TEMPLATES = {

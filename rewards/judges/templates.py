@@ -16,15 +16,15 @@ prompt or the edit instruction, ``{source}`` its source images, ``{metadata.NAME
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from rewards.judges.readouts import LabelReadout, digits, pairwise, yes_no
 from rewards.judges.rubrics import Dimension, RubricReadout
+from rewards.names import nearest
 
 Readout = LabelReadout | RubricReadout
 FOLDER = Path(__file__).parent / "templates"
@@ -111,11 +111,6 @@ def parse_template(text: str, name: str) -> Template:
     template = Template(name, sha256, readout, tuple(part for part in parts if any(part)))
     _check_placeholders(template)
     return template
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The name that is most like the given one; empty where there is none at all."""
-    return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)), "")
 
 
 def _header(head: str, name: str) -> dict[str, str]:

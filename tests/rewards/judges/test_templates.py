@@ -9,7 +9,8 @@ import pytest
 
 from rewards.judges.readouts import LabelReadout
 from rewards.judges.rubrics import Dimension, RubricReadout
-from rewards.judges.templates import FOLDER, load_template, nearest, parse_template, template_names
+from rewards.judges.templates import FOLDER, load_template, parse_template, template_names
+from rewards.names import nearest
 
 # A text that changes is another judge: give it a new version, and leave the old one for whoever reported numbers.
 PUBLISHED = {
