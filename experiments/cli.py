@@ -29,6 +29,7 @@ COMMANDS = {
         "a judge behind vLLM: start it, try it out",
     ),
     "edit-reward": ("experiments.edit_reward:edit_reward", "STEP [--flags]", "make a learnt edit reward, step by step"),
+    "scenes-judge": ("experiments.scenes_judge:scenes_judge", "[--flags]", "train the embedded world's digit judge"),
     "recipes": ("experiments.commands:recipes", "", "list what can be trained"),
 }
 MISTAKE, STOPPED = 2, 130

@@ -16,6 +16,7 @@ from agents.samplers import ODE, Sampler
 from pdtr.aggregation import Aggregation
 from pdtr.curriculum import Curriculum, StageCurriculum, pdtr_curriculum, split_prompts
 from pdtr.missing import MissingSettings
+from pdtr.reward_source import GroundTruth, RewardSource
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class TrainConfig:
         base: folder of the policy to start from; the one that ships with the package when empty.
         algorithm: what is descended, and how rollouts are drawn.
         curriculum: what is practised when.
+        rewards: what is trained on in place of the ground truth, which is measured all the same.
         num_prompts: prompts an iteration.
         group_size: samples a prompt.
         chunk_size: samples drawn at once; divides num_prompts x group_size.
@@ -75,6 +77,7 @@ class TrainConfig:
     base: Path | None = None
     algorithm: Algorithm = field(default_factory=DiffusionNFT)
     curriculum: Curriculum = field(default_factory=lambda: pdtr_curriculum(40, 40))
+    rewards: RewardSource = field(default_factory=GroundTruth)
     num_prompts: int = 8
     group_size: int = 12
     chunk_size: int = 24

@@ -34,7 +34,7 @@ def train(
 
     Args:
         config: the run.
-        tasks: what is practised and measured; both tasks of the embedded world by default.
+        tasks: what is practised and measured, with its rewards; both tasks of the embedded world by default.
         resume: go on from the last checkpoint in ``config.output_dir``.
         recipe: the name that the report shows.
 
@@ -43,7 +43,8 @@ def train(
 
     Raises:
         ValueError: the folder already holds a run and ``resume`` is not asked for; or it holds none and it is; or
-            ``config.base`` is neither a policy nor a finished run.
+            ``config.base`` is neither a policy nor a finished run; or the rewards of ``config.rewards`` cannot be made,
+            or ``tasks`` has others.
     """
     import torch
     from accelerate import Accelerator
@@ -51,6 +52,7 @@ def train(
     from pdtr.picture import write_picture
     from pdtr.progress import Progress
     from pdtr.report import write_report
+    from pdtr.reward_source import GroundTruth
     from pdtr.sampling import load_policy, policy_folder
     from pdtr.tasks import scenes_tasks
     from pdtr.trainer import Trainer
@@ -63,7 +65,10 @@ def train(
     policy = load_policy(policy_folder(config.base))
     policy.to(accelerator.device)
     if tasks is None:
-        tasks = scenes_tasks(config.evaluation.num_prompts, config.evaluation.num_final_prompts)
+        measured = config.evaluation
+        tasks = scenes_tasks(measured.num_prompts, measured.num_final_prompts, config.rewards.make_rewards())
+    elif config.rewards != GroundTruth():
+        raise ValueError("rewards: expected either tasks with their rewards or config.rewards, got both; drop one")
     _write_config(config, recipe)
     with Progress(config) as progress:
         trainer = Trainer(config, tasks, policy, progress)
