@@ -1,0 +1,96 @@
+"""``pdtr edit-reward``: make data for a learnt edit reward, a tiny model to start from, train and check one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments.flags import Usage, parse
+
+_STEPS = """pdtr edit-reward STEP [--flags]; pdtr edit-reward STEP --help lists a step's flags.
+
+  data   draw edits with a policy, at several qualities, and score them with the ground truth
+  base   make a tiny Qwen2.5-VL that reads the embedded world, to start from where there is no large one
+  train  train a reward on scored edits, calibrate it, save it as a checkpoint
+  check  compare a checkpoint with the scores of held-out edits"""
+
+
+def edit_reward(arguments: Sequence[str]) -> None:
+    """``pdtr edit-reward data|base|train|check [--flags]``; the flags of a step: ``pdtr edit-reward STEP --help``.
+
+    Raises:
+        ValueError: an unknown step or flag, a bad value, data or a model that cannot be used, a missing package.
+    """
+    steps: dict[str, Callable[[Sequence[str]], None]] = {"data": _data, "base": _base, "train": _train, "check": _check}
+    name = arguments[0] if arguments else ""
+    if name in ("-h", "--help"):
+        print(_STEPS)
+        return
+    if name not in steps:
+        near = get_close_matches(name, steps, 1, cutoff=0.0)[0]
+        raise ValueError(
+            f"edit-reward: expected what to do, one of {', '.join(steps)}, got {name or 'none'}; "
+            f"did you mean: pdtr edit-reward {near}?"
+        )
+    # Their bars for every file that is read or written would drown what is said here.
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        steps[name](arguments[1:])
+    except ModuleNotFoundError as error:
+        if error.name not in ("datasets", "trl"):
+            raise
+        raise ValueError(f"an edit reward's training needs {error.name}: pip install 'pdtr[judge-training]'") from error
+
+
+def _data(arguments: Sequence[str]) -> None:
+    from experiments.edit_reward_data import EditDataConfig, make_data
+
+    print(f"data: {make_data(parse(EditDataConfig(), Usage('pdtr edit-reward data'), arguments))}")
+
+
+def _base(arguments: Sequence[str]) -> None:
+    from experiments.edit_reward_base import TinyConfig, make_base
+
+    print(f"base: {make_base(parse(TinyConfig(), Usage('pdtr edit-reward base'), arguments), _say)}")
+
+
+def _train(arguments: Sequence[str]) -> None:
+    from rewards.edit_reward_training import TrainingConfig, train_edit_reward
+
+    config = parse(TrainingConfig(), Usage("pdtr edit-reward train"), arguments)
+    print(f"edit reward: {train_edit_reward(config)}")
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """Compare a trained edit reward with the scores of held-out edits.
+
+    Attributes:
+        checkpoint: folder of a trained edit reward, or its name on the hub.
+        data: folder of scored edits.
+        split: which of them.
+        resamples: of the bootstrap over prompts.
+    """
+
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
+    data: Path = Path("runs/edit_reward/data")
+    split: str = "test"
+    resamples: int = 1000
+
+
+def _check(arguments: Sequence[str]) -> None:
+    options = parse(CheckOptions(tyro.MISSING), Usage("pdtr edit-reward check"), arguments)
+    from experiments.edit_reward_check import check_checkpoint, format_found
+
+    print(format_found(check_checkpoint(options.checkpoint, options.data, options.split, options.resamples)))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,167 @@
+"""``pdtr edit-reward``: its data, the pictures it learns to read from, its commands and its benchmark."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from envs.scenes.edits import sample_edit
+from envs.scenes.render import render
+from envs.scenes.rewards import edit_reward
+from envs.scenes.world import SceneObject
+from experiments.benchmarks.edit_reward import Figure, format_figures
+from experiments.cli import main
+from experiments.edit_reward_base import TinyConfig, make_base, tiny_inputs
+from experiments.edit_reward_check import check_reward_on, format_found
+from experiments.edit_reward_data import EditDataConfig, make_data, split_prompts
+from experiments.edit_reward_reading import NOTHING, UNKNOWN, candidate, rendered_edits, scene_cells
+from experiments.reward import load_reward
+from rewards.base import Prompt
+from rewards.edit_reward import EditReward
+from rewards.edit_reward_data import read_edits, shard_path
+
+pytest.importorskip("datasets")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> EditDataConfig:
+    """Edits of the base policy for nine prompts, each at two qualities."""
+    config = EditDataConfig(
+        tmp_path_factory.mktemp("data"),
+        num_train=5,
+        num_validation=2,
+        num_test=2,
+        num_inference_steps=(2, 3),
+        guidance_scales=(1.0, 1.0),
+        prompts_a_shard=3,
+    )
+    make_data(config, lambda _: None)
+    return config
+
+
+def test_every_prompt_is_drawn_at_every_quality(made: EditDataConfig) -> None:
+    edits = list(read_edits(made.output_dir, "train"))
+    assert [e.prompt_id for e in edits] == [p.id for p in split_prompts(made, "train") for _ in range(2)]
+    assert [e.metadata["num_inference_steps"] for e in edits] == [2, 3] * 5
+    assert not np.array_equal(edits[0].image, edits[1].image)
+    prompts = {p.id: p for p in split_prompts(made, "train")}
+    again = edit_reward(np.stack([e.image for e in edits]), [prompts[e.prompt_id] for e in edits])
+    assert [e.scores["total"] for e in edits] == pytest.approx(again.total.tolist())
+    assert shard_path(made.output_dir, "train", 1).is_file()
+
+
+def test_splits_share_no_prompt(made: EditDataConfig) -> None:
+    names = {split: {p.id for p in split_prompts(made, split)} for split in ("train", "validation", "test")}
+    assert [len(ids) for ids in names.values()] == [5, 2, 2]
+    assert len(set.union(*names.values())) == 9
+    assert all("held_out" in name for split in ("validation", "test") for name in names[split])
+
+
+def test_data_are_resumed_and_not_mixed(made: EditDataConfig) -> None:
+    path = shard_path(made.output_dir, "train", 1)
+    before, kept = path.read_bytes(), shard_path(made.output_dir, "train", 0).stat().st_mtime_ns
+    path.unlink()
+    make_data(made, lambda _: None)
+    assert path.read_bytes() == before
+    assert shard_path(made.output_dir, "train", 0).stat().st_mtime_ns == kept
+    with pytest.raises(ValueError, match="same settings"):
+        make_data(EditDataConfig(made.output_dir), lambda _: None)
+
+
+def test_cells_say_what_stands_where() -> None:
+    scene = (SceneObject("circle", "red", 5, 5, 6), SceneObject("cross", "black", 40, 20, 6))
+    cells = scene_cells(scene, 4)
+    assert cells[:, 0].tolist() == [1, 1]
+    assert cells[:, 4 + 3].tolist() == [6, 5]
+    assert (cells != NOTHING).sum() == 4
+
+
+def test_rendered_edits_are_what_they_say() -> None:
+    edits = rendered_edits(np.random.default_rng(0), 40, 4)
+    assert len(edits) > 30
+    totals = np.array([edit.scores["total"] for edit in edits])
+    assert (totals > 0.8).any()
+    assert (totals < 0.1).any()
+    known = [edit.cells[1] for edit in edits if (edit.cells[1] != UNKNOWN).all()]
+    assert len(known) >= 20
+    again = rendered_edits(np.random.default_rng(0), 40, 4)
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(edits, again, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["right", "careless", "miss", "other", "untouched"])
+def test_candidates_earn_what_their_kind_says(kind: str) -> None:
+    rng = np.random.default_rng(1)
+    tasks = [sample_edit(rng, "train", skill) for skill in ("recolor", "remove", "replace") for _ in range(8)]
+    prompts = [Prompt(t.text, (s,), t.metadata) for t, s in zip(tasks, render([t.source for t in tasks]), strict=True)]
+    scores = edit_reward(render([candidate(rng, task, kind) for task in tasks]), prompts)
+    mean = float(np.nanmean(scores.total))
+    assert mean > 0.9 if kind == "right" else mean < 0.8
+    assert kind != "untouched" or mean < 0.01
+
+
+def test_the_tiny_model_learns_to_read(tmp_path: Path) -> None:
+    said: list[str] = []
+    config = TinyConfig(
+        tmp_path, width=32, num_layers=1, vision_width=32, vision_layers=1, vision_steps=50, num_steps=50, batch_size=4
+    )
+    make_base(config, said.append)
+    assert [line.split(",")[0] for line in said[1:]] == ["vision", "edits"]
+    assert (tmp_path / "model.safetensors").is_file()
+    with pytest.raises(ValueError, match="multiples of 32"):
+        TinyConfig(width=40)
+
+
+def test_a_checkpoint_is_named_in_one_word(tmp_path: Path) -> None:
+    reward = load_reward(f"rewards.edit_reward:EditReward={tmp_path}")
+    assert isinstance(reward, EditReward)
+    assert str(reward.checkpoint) == str(tmp_path)
+    for name in ("rewards.edit_reward:EditReward", "rewards.edit_reward:EditReward="):
+        with pytest.raises(ValueError, match="ARGUMENT"):
+            load_reward(name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["edit-reward"], "data, base, train, check"),
+        (["edit-reward", "trian"], "pdtr edit-reward train"),
+        (["edit-reward", "train", "--base", "/nowhere", "--data", "/nowhere"], "owner/name"),
+        (["edit-reward", "check", "/nowhere", "--data", "/nowhere"], "pdtr edit-reward data"),
+        (["edit-reward", "data", "--num-train", "0"], "num_train"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+
+
+def test_the_ground_truth_agrees_with_itself(made: EditDataConfig) -> None:
+    edits = list(read_edits(made.output_dir, "train"))
+    prompts = {p.id: p for p in split_prompts(made, "train")}
+
+    def truth(images: np.ndarray, asked: list[Prompt]) -> np.ndarray:
+        return edit_reward(images, [prompts[prompt.id] for prompt in asked]).total
+
+    found = check_reward_on(truth, edits, 20)
+    assert found[0].what == "total"
+    assert found[0].agreement.spearman.value == pytest.approx(1)
+    assert found[0].agreement.calibration.value == pytest.approx(0, abs=1e-6)
+    assert "pairs in order" in format_found(found)
+
+
+def test_figures_are_averaged_over_seeds() -> None:
+    figures = [Figure(seed, "total", "Spearman", 0.75 + 0.1 * seed, 0.7, 0.9, 8, 1.0, "here") for seed in (0, 1)]
+    text = format_figures(figures)
+    assert "0.800" in text
+    assert "1 of 2 seeds" in text
+    assert "0.750 [0.700, 0.900]" in format_figures(figures[:1])
+
+
+def test_the_words_of_instructions_are_known() -> None:
+    inputs = tiny_inputs(TinyConfig())
+    unknown = inputs.tokenizer.unk_token_id
+    for skill_rng in range(40):
+        text = sample_edit(np.random.default_rng(skill_rng), "held_out").text
+        assert unknown not in inputs.tokenizer(text)["input_ids"], text
