@@ -217,8 +217,8 @@ def test_every_logged_metric_is_explained(page: str, algorithm: Algorithm, tiny_
     rollout = rollout.with_advantages(algorithm.advantages(rollout))
     assert set(learner.update([rollout])) == set(first_columns(PAGES[page], "Metrics"))
     explained = {name.replace("TASK", "t2i") for name in first_columns(PAGES["docs/runs.md"], "Metrics")}
-    # Of components, of images and of missing rewards there is more than one name, or none.
-    others = {"reward/t2i/COMPONENT", "image/STATISTIC/t2i", "missing_reason/t2i"}
+    # Of components, of images, of missing rewards and of what a reward counts there is more than one name, or none.
+    others = {"reward/t2i/COMPONENT", "image/STATISTIC/t2i", "missing_reason/t2i", "statistics/t2i/NAME"}
     assert set(rollout_metrics("t2i", rollout, 2)) == explained - others
 
 
