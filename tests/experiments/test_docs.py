@@ -38,6 +38,7 @@ from experiments.judge_check import JudgeCheckOptions
 from experiments.judge_serve import JudgeServeOptions
 from experiments.recipes import find_recipe
 from experiments.reward import ServeOptions
+from experiments.scenes_judge import ScenesJudgeConfig
 from pdtr.metrics import rollout_metrics
 from pdtr.panel import panel_metrics
 from pdtr.pretraining import PretrainConfig
@@ -147,6 +148,8 @@ def test_commands_parse(command: str) -> None:
         parse_run(PretrainConfig(), usage, arguments[1:])
     elif name == "recipes":
         assert arguments == []
+    elif name == "scenes-judge":
+        parse(ScenesJudgeConfig(), usage, arguments)
     elif name in ("judge", "reward"):
         served: dict[str, Any] = {
             "judge serve": JudgeServeOptions(tyro.MISSING),

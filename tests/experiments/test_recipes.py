@@ -12,7 +12,7 @@ from pdtr.curriculum import StageCurriculum
 from pdtr.stages import Stage
 
 ORDER_STUDY = ("edit_then_t2i", "t2i_then_edit", "joint", "edit_only", "t2i_only")
-EXPECTED = {"pdtr_scenes", "smoke", "flow_grpo_scenes", *ORDER_STUDY}
+EXPECTED = {"pdtr_scenes", "smoke", "flow_grpo_scenes", "pdtr_scenes_judge", *ORDER_STUDY}
 
 
 def stages_of(name: str) -> tuple[Stage, ...]:

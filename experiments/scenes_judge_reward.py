@@ -1,0 +1,96 @@
+"""The digit judge of the embedded world as the reward of a run: a server of it, asked for edits."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.judge import KEY_VARIABLE
+
+if TYPE_CHECKING:
+    from rewards.base import Reward
+    from rewards.judges.client import JudgeClient
+    from rewards.judges.judge import VLMJudge
+
+TEMPLATE = Path(__file__).parent / "templates" / "scenes_edit.v1.txt"
+URL_VARIABLE, MODEL_VARIABLE = "PDTR_JUDGE_URL", "PDTR_JUDGE_MODEL"
+DEFAULT_URL = "http://127.0.0.1:8000/v1"
+
+
+@dataclass(frozen=True)
+class JudgeRewards:
+    """Edits are rewarded by a judge behind an OpenAI-compatible server; text-to-image keeps the ground truth.
+
+    A key of PDTR_JUDGE_KEY in the environment is sent along, and recorded nowhere.
+
+    Attributes:
+        url: base URL of the server; PDTR_JUDGE_URL's in the environment unless given.
+        model: the name of the judge there; PDTR_JUDGE_MODEL's in the environment, or the server's first.
+        template: what it is asked: one of the library's templates, or a path.
+        max_in_flight: most calls at a time.
+        min_label_mass: below it a judgement is not available.
+    """
+
+    url: str = field(default_factory=lambda: os.environ.get(URL_VARIABLE, "") or DEFAULT_URL)
+    model: str = field(default_factory=lambda: os.environ.get(MODEL_VARIABLE, ""))
+    template: str = str(TEMPLATE)
+    max_in_flight: int = 16
+    min_label_mass: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.max_in_flight < 1:
+            raise ValueError(f"max_in_flight: expected 1 or more, got {self.max_in_flight}")
+        if not 0 <= self.min_label_mass <= 1:
+            raise ValueError(f"min_label_mass: expected a number in [0, 1], got {self.min_label_mass}")
+
+    def make_rewards(self) -> Mapping[str, Reward]:
+        """The judge, for editing, once its server has given a real judgement.
+
+        Raises:
+            ValueError: no server answers, it has no such model, or the judge does not answer in its labels.
+        """
+        return {"edit": self.make_judge(self.make_client())}
+
+    def make_client(self) -> JudgeClient:
+        """The connections; whoever asked for them closes them, or they end with the interpreter.
+
+        Raises:
+            ValueError: the URL is none, or httpx is missing.
+        """
+        from rewards.judges.client import JudgeClient
+        from rewards.judges.settings import ClientSettings
+
+        settings = ClientSettings(max_in_flight=self.max_in_flight, api_key=os.environ.get(KEY_VARIABLE, "").strip())
+        try:
+            return JudgeClient(self.url, settings)
+        except ModuleNotFoundError as error:
+            raise ValueError(str(error)) from error
+
+    def make_judge(self, client: JudgeClient) -> VLMJudge:
+        """The judge of a client, tried out.
+
+        Raises:
+            ValueError: no server answers, it has no such model, or the judge does not answer in its labels.
+        """
+        from rewards.judges.check import served_model
+        from rewards.judges.judge import VLMJudge
+        from rewards.judges.settings import JudgeSettings
+
+        try:
+            model = served_model(client, self.model)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} (for the embedded world's: pdtr scenes-judge, then pdtr judge serve runs/scenes_judge/judge; "
+                f"another address: --rewards.url, or {URL_VARIABLE})"
+            ) from error
+        judge = VLMJudge(client, model, self.template, JudgeSettings(min_label_mass=self.min_label_mass))
+        for url, reading in asyncio.run(judge.warm_up()).items():
+            if reading.reason:
+                raise ValueError(
+                    f"{url}: expected {model} to judge by {judge.template.name}, got none: {reading.reason}"
+                )
+        return judge

@@ -1,0 +1,35 @@
+"""What a run trains on: the world's own ground truth, or rewards that a recipe makes when its run starts.
+
+A source is a frozen dataclass: its fields are flags of ``pdtr train``, stand in the run's ``config.json``, and are
+checked when it is made. Servers are looked for, and models are loaded, once the run starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rewards.base import Reward
+
+
+class RewardSource(Protocol):
+    """Makes rewards for a run."""
+
+    def make_rewards(self) -> Mapping[str, Reward]:
+        """The rewards by task; a task without one is trained on the ground truth.
+
+        Raises:
+            ValueError: they cannot be made, such as where no server answers; what to do about it is said.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """The embedded world's own rewards, for both tasks."""
+
+    def make_rewards(self) -> Mapping[str, Reward]:
+        """None in place of the ground truth."""
+        return {}
