@@ -72,8 +72,8 @@ def train_edits(model: EditRewardModel, inputs: EditInputs, config: TinyConfig, 
     """Teach the whole model scores and cells on rendered edits."""
     rng, half = np.random.default_rng((config.seed, 2)), config.batch_size // 2
     heads = nn.Linear(config.width, len(_MOMENTS) * sum(_CHOICES))
-    # Not Muon, whose steps are of one size however little there is to learn: with it the last token's state, the same in
-    # every edit, grew until attention saturated, in the one run that was looked at. Whether that is why is not known.
+    # Not Muon, whose steps are of one size however little there is to learn: with it the last token's state, the same
+    # in every edit, grew until attention saturated, in the one run that was looked at. Whether that is why is unknown.
     schedule = Schedule([model, heads], config, config.num_steps, with_muon=False)
     grid, said, reads = grid_side(inputs), list[tuple[float, float]](), list[list[float]]()
     # Half of a step's edits are those that the step before saw first: drawing them costs as much as a third of a step.

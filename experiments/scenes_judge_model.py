@@ -19,11 +19,11 @@ from torch import Tensor
 
 from envs.scenes.pretraining import vocabulary
 from envs.scenes.world import CANVAS
-from experiments.scenes_judge_reward import TEMPLATE
+from experiments.scenes_judge_reward import find_template
 from rewards.base import Images, Prompt
 from rewards.judges.messages import content_parts
 from rewards.judges.readouts import LabelReadout
-from rewards.judges.templates import Template, load_template
+from rewards.judges.templates import Template
 from rewards.judges.tiny import IMAGE_PAD, TinyVLM, tiny_tokenizer
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class JudgeInputs:
 
 def judge_inputs(shape: TinyVLM, template: Template | None = None) -> JudgeInputs:
     """The inputs of a new judge: each word of the embedded world is a token of its tokenizer."""
-    template = template or load_template(TEMPLATE)
+    template = template or find_template()
     texts = [text for text, _ in template.parts]
     return JudgeInputs(tiny_tokenizer([*texts, *(f" {word}" for word in vocabulary()), *vocabulary()]), shape, template)
 
@@ -148,7 +148,7 @@ def load_judge(folder: Path) -> tuple[Qwen2_5_VLForConditionalGeneration, JudgeI
         raise ValueError(
             f"{folder}: expected a judge of the embedded world, got none ({error}); make one with: pdtr scenes-judge"
         ) from error
-    return model, JudgeInputs(tokenizer, shape, load_template(TEMPLATE))
+    return model, JudgeInputs(tokenizer, shape, find_template())
 
 
 def picture_patches(picture: Images, shape: TinyVLM) -> tuple[NDArray[np.float32], tuple[int, int, int]]:

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from rewards.base import Reward
     from rewards.judges.client import JudgeClient
     from rewards.judges.judge import VLMJudge
+    from rewards.judges.templates import Template
 
-TEMPLATE = Path(__file__).parent / "templates" / "scenes_edit.v1.txt"
+TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATE = "scenes_edit.v1"
 URL_VARIABLE, MODEL_VARIABLE = "PDTR_JUDGE_URL", "PDTR_JUDGE_MODEL"
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
 
@@ -30,14 +32,14 @@ class JudgeRewards:
     Attributes:
         url: base URL of the server; PDTR_JUDGE_URL's in the environment unless given.
         model: the name of the judge there; PDTR_JUDGE_MODEL's in the environment, or the server's first.
-        template: what it is asked: one of the library's templates, or a path.
+        template: what it is asked: the embedded world's, one of the library's, or a path.
         max_in_flight: most calls at a time.
         min_label_mass: below it a judgement is not available.
     """
 
     url: str = field(default_factory=lambda: os.environ.get(URL_VARIABLE, "") or DEFAULT_URL)
     model: str = field(default_factory=lambda: os.environ.get(MODEL_VARIABLE, ""))
-    template: str = str(TEMPLATE)
+    template: str = TEMPLATE
     max_in_flight: int = 16
     min_label_mass: float = 0.5
 
@@ -87,10 +89,22 @@ class JudgeRewards:
                 f"{error} (for the embedded world's: pdtr scenes-judge, then pdtr judge serve runs/scenes_judge/judge; "
                 f"another address: --rewards.url, or {URL_VARIABLE})"
             ) from error
-        judge = VLMJudge(client, model, self.template, JudgeSettings(min_label_mass=self.min_label_mass))
+        judge = VLMJudge(client, model, find_template(self.template), JudgeSettings(min_label_mass=self.min_label_mass))
         for url, reading in asyncio.run(judge.warm_up()).items():
             if reading.reason:
                 raise ValueError(
                     f"{url}: expected {model} to judge by {judge.template.name}, got none: {reading.reason}"
                 )
         return judge
+
+
+def find_template(name: str = TEMPLATE) -> Template:
+    """The embedded world's template of that name, or one of the library's, or one of a path.
+
+    Raises:
+        ValueError: there is none; the nearest is named.
+    """
+    from rewards.judges.templates import load_template
+
+    path = TEMPLATES / f"{name}.txt"
+    return load_template(path if path.is_file() else name)

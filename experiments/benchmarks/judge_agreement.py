@@ -21,7 +21,7 @@ from experiments.benchmarks.entry import run_benchmark
 from experiments.benchmarks.machine import describe_machine
 from experiments.benchmarks.tables import RESULTS, quantity, text_table, write_csv
 from experiments.flags import Usage, parse
-from experiments.scenes_judge_reward import JudgeRewards
+from experiments.scenes_judge_reward import JudgeRewards, find_template
 from pdtr.statistics import Interval, bootstrap_interval, wilson_interval
 from rewards.base import Prompt, Scores
 from rewards.scoring import score
@@ -183,7 +183,7 @@ def _asked_twice(
     from rewards.judges.judge import VLMJudge
     from rewards.judges.settings import JudgeSettings
 
-    judge = VLMJudge(client, model, template, JudgeSettings(min_label_mass=options.judge.min_label_mass))
+    judge = VLMJudge(client, model, find_template(template), JudgeSettings(min_label_mass=options.judge.min_label_mass))
     images = np.stack([edit.image for edit in edits])
     first, second = (score(judge, images, prompts) for _ in range(2))
     return judge.template.name, judge.template.readout.kind, first, second

@@ -26,11 +26,10 @@ from experiments.scenes_judge_model import (
     picture_patches,
     two_hot,
 )
-from experiments.scenes_judge_reward import TEMPLATE
+from experiments.scenes_judge_reward import find_template
 from experiments.scenes_judge_schedule import Rates, Schedule
 from experiments.scenes_judge_training import Point, score_edits
 from rewards.edit_reward_data import ScoredEdit, read_edits, shard_path, write_shard
-from rewards.judges.templates import load_template
 from rewards.judges.tiny import TinyVLM, save_tiny_vlm, tiny_model
 
 SHAPE = TinyVLM(width=64, num_layers=2, vision_width=32, vision_layers=1, patch_size=6, min_pixels=144, rope_theta=1.5)
@@ -66,7 +65,7 @@ def test_the_loss_is_over_the_whole_vocabulary() -> None:
 
 
 def test_the_template_grades_in_digits() -> None:
-    template = load_template(TEMPLATE)
+    template = find_template()
     assert template.name == "scenes_edit.v1"
     assert template.readout.kind == "digits"
     assert template.placeholders == ("prompt", "source", "image")
