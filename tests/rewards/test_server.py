@@ -712,7 +712,7 @@ def test_a_reward_that_never_returns_does_not_keep_the_process(here: Path, root:
         ([], "reward: expected what to do, serve, got none"),
         (["server"], "reward: expected what to do, serve, got server"),
         (["serve"], "MODULE:REWARD"),
-        (["serve", "my_rewards"], "expected MODULE:REWARD such as rewards.pixel:redness, got 'my_rewards'"),
+        (["serve", "my_rewards"], "expected MODULE:REWARD such as .*, or MODULE:CLASS=ARGUMENT, got 'my_rewards'"),
         (
             ["serve", "my_reward:slow"],
             "my_reward: expected a module that can be imported .* No module named 'my_reward'",
