@@ -61,7 +61,7 @@ class TinyVLM:
             ``patch_size * merge_size``, else they are resized to such.
         min_pixels: smaller images are enlarged.
         max_pixels: larger images are reduced.
-        max_tokens: longest sequence.
+        max_tokens: longest sequence; as many as `pdtr judge serve` asks for, and vLLM refuses to start with more.
         rope_theta: base of the rotary positions. Qwen has a million; a grid of six by six tokens is told apart by fast
             rotations only.
         initializer_range: standard deviation of the random weights.
@@ -79,7 +79,7 @@ class TinyVLM:
     merge_size: int = 2
     min_pixels: int = 16 * 16
     max_pixels: int = 64 * 64
-    max_tokens: int = 4096
+    max_tokens: int = 8192
     rope_theta: float = 10_000.0
     initializer_range: float = 0.02
     seed: int = 0
