@@ -7,8 +7,6 @@ that answer are thrown away.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,15 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from envs.scenes.render import render
-from envs.scenes.world import COLORS, SHAPES
+from experiments.edit_reward_cells import CHOICES, MOMENTS, cell_loss, share_right
 from experiments.edit_reward_reading import (
     DIMENSIONS,
-    UNKNOWN,
     RenderedEdit,
     rendered_edits,
     scene_cells,
     scene_pairs,
 )
+from experiments.scenes_judge_schedule import Rates, Schedule
 from rewards.agreement import spearman
 from rewards.edit_reward_inputs import image_patches
 from rewards.edit_reward_model import make_head
@@ -35,11 +33,8 @@ if TYPE_CHECKING:
     from rewards.edit_reward_inputs import EditInputs
     from rewards.edit_reward_model import EditRewardModel
 
-_WARMUP_SHARE, _DECAY_SHARE = 0.03, 0.4
+_DECAY_SHARE = 0.4
 _SAY_EVERY = 50
-# Answers to each question: no colour or one, no shape or one.
-_CHOICES = (len(COLORS) + 1, len(SHAPES) + 1)
-_MOMENTS = ("before", "after", "as asked")
 # The squared error of scores in [0, 1] is small beside a cross-entropy.
 _SCORE_WEIGHT = 5.0
 Say = Callable[[str], None]
@@ -48,8 +43,8 @@ Say = Callable[[str], None]
 def train_vision(model: EditRewardModel, inputs: EditInputs, config: TinyConfig, say: Say) -> None:
     """Teach the vision tower the colours and shapes of both frames at each token, on scenes of any kind."""
     visual, rng = model.model.visual, np.random.default_rng((config.seed, 1))
-    head = nn.Linear(config.width, 2 * sum(_CHOICES))
-    schedule, grid = Schedule([visual, head], config, config.vision_steps), grid_side(inputs)
+    head = nn.Linear(config.width, 2 * sum(CHOICES))
+    schedule, grid = _schedule([visual, head], config, config.vision_steps), grid_side(inputs)
     right: list[float] = []
     for step in range(config.vision_steps):
         pairs = scene_pairs(rng, config.batch_size)
@@ -71,10 +66,10 @@ def train_vision(model: EditRewardModel, inputs: EditInputs, config: TinyConfig,
 def train_edits(model: EditRewardModel, inputs: EditInputs, config: TinyConfig, say: Say) -> None:
     """Teach the whole model scores and cells on rendered edits."""
     rng, half = np.random.default_rng((config.seed, 2)), config.batch_size // 2
-    heads = nn.Linear(config.width, len(_MOMENTS) * sum(_CHOICES))
+    heads = nn.Linear(config.width, len(MOMENTS) * sum(CHOICES))
     # Not Muon, whose steps are of one size however little there is to learn: with it the last token's state, the same
     # in every edit, grew until attention saturated, in the one run that was looked at. Whether that is why is unknown.
-    schedule = Schedule([model, heads], config, config.num_steps, with_muon=False)
+    schedule = _schedule([model, heads], config, config.num_steps, with_muon=False)
     grid, said, reads = grid_side(inputs), list[tuple[float, float]](), list[list[float]]()
     # Half of a step's edits are those that the step before saw first: drawing them costs as much as a third of a step.
     seen = rendered_edits(rng, half, grid) if config.num_steps else []
@@ -89,10 +84,10 @@ def train_edits(model: EditRewardModel, inputs: EditInputs, config: TinyConfig, 
         known = labels.flatten(1, 2)  # [B, 6, G * G]
         schedule.step(step, _SCORE_WEIGHT * (rewards - scores).square().mean() + cell_loss(answers, known))
         said += zip(rewards[:half, -1].tolist(), scores[:half, -1].tolist(), strict=True)
-        reads.append([share_right(answers.detach(), known, moment) for moment in range(len(_MOMENTS))])
+        reads.append([share_right(answers.detach(), known, moment) for moment in range(len(MOMENTS))])
         if (step + 1) % _SAY_EVERY == 0:
             recent = np.array(said[-_SAY_EVERY * half :])
-            read = ", ".join(f"{m} {v:.2f}" for m, v in zip(_MOMENTS, np.mean(reads[-_SAY_EVERY:], 0), strict=True))
+            read = ", ".join(f"{m} {v:.2f}" for m, v in zip(MOMENTS, np.mean(reads[-_SAY_EVERY:], 0), strict=True))
             rank, error = spearman(recent[:, 0], recent[:, 1]), np.mean((recent[:, 0] - recent[:, 1]) ** 2)
             say(
                 f"edits, step {step + 1}: Spearman {rank:.3f}, squared error {error:.4f}, {read}, "
@@ -118,71 +113,6 @@ def answered(
     return rewards, heads(pictures)
 
 
-def cell_loss(answers: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of colours and shapes: answers [B, N, Q * choices], labels [B, 2 Q, N] -> []."""
-    parts = torch.split(answers, list(_CHOICES) * (labels.shape[1] // 2), dim=-1)
-    losses = [
-        nn.functional.cross_entropy(part.transpose(1, 2), labels[:, column], ignore_index=UNKNOWN)
-        for column, part in enumerate(parts)
-    ]
-    return torch.stack(losses).mean()
-
-
-def share_right(answers: Tensor, labels: Tensor, question: int = 0) -> float:
-    """Of the cells with an object, the share whose colour and shape are both right."""
-    parts = torch.split(answers, list(_CHOICES) * (labels.shape[1] // 2), dim=-1)[2 * question : 2 * question + 2]
-    wanted = labels[:, 2 * question : 2 * question + 2]
-    counts = (wanted > 0).all(1)
-    right = torch.stack([part.argmax(-1) for part in parts], 1) == wanted
-    return float(right.all(1)[counts].float().mean()) if counts.any() else math.nan
-
-
-class Schedule:
-    """AdamW, with Muon for the matrices of the blocks where asked, as in the base policy's pre-training; linear decay.
-
-    Args:
-        modules: whose parameters are trained.
-        config: rates.
-        num_steps: after which the rates are 0.
-        with_muon: or AdamW alone.
-    """
-
-    def __init__(
-        self, modules: Sequence[nn.Module], config: TinyConfig, num_steps: int, with_muon: bool = True
-    ) -> None:
-        named = [entry for module in modules for entry in module.named_parameters()]
-        blocks = ("layers.", "blocks.") if with_muon else ()
-        is_matrix = {name: p.ndim == 2 and any(part in name for part in blocks) for name, p in named}
-        self._parameters = [p for _, p in named]
-        matrices, others = ([p for name, p in named if is_matrix[name] == chosen] for chosen in (True, False))
-        self._optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(others, lr=config.other_learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
-        ]
-        if matrices:
-            self._optimizers.append(
-                torch.optim.Muon(
-                    matrices, lr=config.learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw", ns_steps=4
-                )
-            )
-        self._groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
-        self._peaks = [float(group["lr"]) for group in self._groups]
-        self._num_steps = num_steps
-        self._started = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """Since it was made."""
-        return time.perf_counter() - self._started
-
-    def step(self, step: int, loss: Tensor) -> None:
-        """Follow the gradient of a loss; a ValueError where it is no number."""
-        if not math.isfinite(float(loss.detach())):
-            raise ValueError("learning_rate: expected one that the model can bear, got a loss that is no number")
-        loss.backward()  # type: ignore[no-untyped-call]
-        share = step / self._num_steps
-        for group, peak in zip(self._groups, self._peaks, strict=True):
-            group["lr"] = peak * min(1.0, share / _WARMUP_SHARE + 0.02, (1 - share) / _DECAY_SHARE + 0.01)
-        nn.utils.clip_grad_norm_(self._parameters, 1.0)
-        for optimizer in self._optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+def _schedule(modules: Sequence[nn.Module], config: TinyConfig, num_steps: int, with_muon: bool = True) -> Schedule:
+    rates = Rates(config.learning_rate, config.other_learning_rate, config.batch_size, config.seed, _DECAY_SHARE)
+    return Schedule(modules, rates, num_steps, with_muon)

@@ -1,4 +1,4 @@
-"""The optimisers of the digit judge's training, and how their rates rise and fall."""
+"""The optimisers of the tiny judges' training, and how their rates rise and fall."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-_WARMUP_SHARE, _DECAY_SHARE = 0.03, 0.5
+_WARMUP_SHARE = 0.03
 
 
 @dataclass(frozen=True)
@@ -22,38 +22,45 @@ class Rates:
         other_learning_rate: peak, of AdamW for the rest.
         batch_size: edits of a step.
         seed: of the data's order.
+        decay_share: the last share of the steps, over which the rates fall.
     """
 
     learning_rate: float = 4e-3
     other_learning_rate: float = 1e-3
     batch_size: int = 48
     seed: int = 0
+    decay_share: float = 0.5
 
 
 class Schedule:
-    """Muon for the matrices of the blocks, AdamW for the rest; a warm-up, and a linear decay over the second half.
+    """Muon for the matrices of the blocks, AdamW for the rest; a warm-up, and a linear decay at the end.
 
     Args:
         modules: whose parameters are trained.
         rates: peaks.
         num_steps: after which the rates are near 0.
+        with_muon: or AdamW alone.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], rates: Rates, num_steps: int) -> None:
+    def __init__(self, modules: Sequence[nn.Module], rates: Rates, num_steps: int, with_muon: bool = True) -> None:
         named = [entry for module in modules for entry in module.named_parameters() if entry[1].requires_grad]
-        is_matrix = {name: p.ndim == 2 and any(part in name for part in ("layers.", "blocks.")) for name, p in named}
+        blocks = ("layers.", "blocks.") if with_muon else ()
+        is_matrix = {name: p.ndim == 2 and any(part in name for part in blocks) for name, p in named}
         self._parameters = [p for _, p in named]
         matrices = [p for name, p in named if is_matrix[name]]
         others = [p for name, p in named if not is_matrix[name]]
         self._optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(
-                matrices, lr=rates.learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw", ns_steps=4
-            ),
-            torch.optim.AdamW(others, lr=rates.other_learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+            torch.optim.AdamW(others, lr=rates.other_learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
         ]
+        if matrices:
+            muon = torch.optim.Muon(
+                matrices, lr=rates.learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw", ns_steps=4
+            )
+            self._optimizers.append(muon)
         self._groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
         self._peaks = [float(group["lr"]) for group in self._groups]
         self._num_steps = num_steps
+        self._decay_share = rates.decay_share
         self._started = time.perf_counter()
 
     @property
@@ -72,7 +79,7 @@ class Schedule:
         loss.backward()  # type: ignore[no-untyped-call]
         share = step / self._num_steps
         for group, peak in zip(self._groups, self._peaks, strict=True):
-            group["lr"] = peak * min(1.0, share / _WARMUP_SHARE + 0.02, (1 - share) / _DECAY_SHARE + 0.01)
+            group["lr"] = peak * min(1.0, share / _WARMUP_SHARE + 0.02, (1 - share) / self._decay_share + 0.01)
         nn.utils.clip_grad_norm_(self._parameters, 1.0)
         for optimizer in self._optimizers:
             optimizer.step()

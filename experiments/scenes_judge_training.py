@@ -7,7 +7,6 @@ the edit, after it, and as the instruction would have it. The heads that answer 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from envs.scenes.render import render
 from envs.scenes.world import COLORS, SHAPES, Scene, pick, place_all
+from experiments.edit_reward_cells import CHOICES, MOMENTS, cell_loss, share_right
 from experiments.edit_reward_reading import UNKNOWN, RenderedEdit, rendered_edits, scene_cells
 from experiments.scenes_judge_model import JudgeInputs, answer_logits, digit_loss, digit_scores, picture_patches
 from experiments.scenes_judge_schedule import Rates, Schedule
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from rewards.edit_reward_data import ScoredEdit
 
 Say = Callable[[str], None]
-# Answers at a cell: no colour or one, no shape or one; before, after, as asked; and whether after is as asked.
-_CHOICES = (len(COLORS) + 1, len(SHAPES) + 1)
-_MOMENTS = ("before", "after", "as asked")
 _SAY_EVERY = 50
 _SCORED_AT_ONCE = 128
 
@@ -62,7 +59,7 @@ def train_vision(
 ) -> None:
     """Teach the vision tower colour and shape at each token, on pictures of random scenes."""
     visual, rng, grid = model.model.visual, np.random.default_rng((rates.seed, 1)), inputs.grid
-    head = nn.Linear(_width(model), sum(_CHOICES))
+    head = nn.Linear(_width(model), sum(CHOICES))
     schedule = Schedule([visual, head], rates, num_steps)
     right: list[float] = []
     for step in range(num_steps):
@@ -72,8 +69,8 @@ def train_vision(
         states = visual(patches, torch.tensor([grid for _, grid in cut])).pooler_output
         labels = torch.from_numpy(np.stack([scene_cells(scene, grid) for scene in scenes]))  # [B, 2, G * G]
         answers = head(states).view(len(scenes), grid * grid, -1)
-        schedule.step(step, _cell_loss(answers, labels))
-        right.append(_share_right(answers.detach(), labels))
+        schedule.step(step, cell_loss(answers, labels))
+        right.append(share_right(answers.detach(), labels))
         if (step + 1) % _SAY_EVERY == 0:
             say(
                 f"vision, step {step + 1}: read rightly {np.nanmean(right[-_SAY_EVERY:]):.3f}, {schedule.seconds:.0f} s"
@@ -139,7 +136,7 @@ class CellHeads(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.cells = nn.Linear(width, len(_MOMENTS) * sum(_CHOICES))
+        self.cells = nn.Linear(width, len(MOMENTS) * sum(CHOICES))
         self.match = nn.Linear(width, 2)
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,10 +169,10 @@ def _loss(
     matches = torch.where(is_known, is_asked, UNKNOWN)
     losses = [
         digit_loss(logits, totals, inputs.label_ids),
-        _cell_loss(answers, labels.flatten(1, 2)),
+        cell_loss(answers, labels.flatten(1, 2)),
         nn.functional.cross_entropy(match.transpose(1, 2), matches, ignore_index=UNKNOWN),
     ]
-    return losses, _share_right(answers.detach(), labels.flatten(1, 2), len(_MOMENTS) - 1)
+    return losses, share_right(answers.detach(), labels.flatten(1, 2), len(MOMENTS) - 1)
 
 
 def _width(model: Qwen2_5_VLForConditionalGeneration) -> int:
@@ -186,25 +183,6 @@ def _width(model: Qwen2_5_VLForConditionalGeneration) -> int:
 def _batch(inputs: JudgeInputs, edits: Sequence[RenderedEdit | ScoredEdit]) -> dict[str, Tensor]:
     sources: list[Images] = [edit.source for edit in edits]
     return inputs([edit.instruction for edit in edits], sources, [edit.image for edit in edits])
-
-
-def _cell_loss(answers: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of colours and shapes: answers [B, N, Q * choices], labels [B, 2 Q, N] -> []."""
-    parts = torch.split(answers, list(_CHOICES) * (labels.shape[1] // 2), dim=-1)
-    losses = [
-        nn.functional.cross_entropy(part.transpose(1, 2), labels[:, column], ignore_index=UNKNOWN)
-        for column, part in enumerate(parts)
-    ]
-    return torch.stack(losses).mean()
-
-
-def _share_right(answers: Tensor, labels: Tensor, question: int = 0) -> float:
-    """Of the cells with an object, the share whose colour and shape are both right."""
-    parts = torch.split(answers, list(_CHOICES) * (labels.shape[1] // 2), dim=-1)[2 * question : 2 * question + 2]
-    wanted = labels[:, 2 * question : 2 * question + 2]
-    counts = (wanted > 0).all(1)
-    right = torch.stack([part.argmax(-1) for part in parts], 1) == wanted
-    return float(right.all(1)[counts].float().mean()) if counts.any() else math.nan
 
 
 def _random_scene(rng: np.random.Generator) -> Scene:
