@@ -60,7 +60,7 @@ def collect(
         policy: with the weights that are to act in use.
         envs: two equal environments, used in turn: one scores its chunk in a thread while the other's is drawn. One
             alone works too, without overlap. Their ``num_envs`` is the chunk's size.
-        prompts: handed to the environments as they are; a group each.
+        prompts: handed to the environments as they are; a group each. The policy sees them first, so as to prepare.
         draw: group size and seed.
         sampler: how latents are drawn.
 
@@ -82,6 +82,7 @@ def collect(
     images: list[Images] = []
     pending: list[Future[Step]] = []
     waited = 0.0
+    policy.prepare(prompts)
     with ThreadPoolExecutor(max_workers=1) as scorer:
         for number, start in enumerate(range(0, total, chunk_size)):
             env = envs[number % len(envs)]
@@ -173,7 +174,7 @@ def denoise(
     """
     shape = (len(steps) + 1, *policy.latent_shape)
     noise = sample_noise(seeds, shape, policy.device)
-    sigmas = sampler.sigmas().to(policy.device)
+    sigmas = policy.sigmas(sampler).to(policy.device)
     order = {step: index for index, step in enumerate(steps)}
     x, before, after, log_probs = noise[:, 0].to(policy.dtype), [], [], []
     for step in range(len(sigmas) - 1):

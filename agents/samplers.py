@@ -221,8 +221,8 @@ class Sampler(ABC):
     """T, at least 1 (at least 2 if stochastic)."""
     guidance_scale: float = 1.0
     """Classifier-free guidance, applied by the policy; 1 is none."""
-    shift: float = 1.0
-    """SD3's schedule shift; 1 is an even grid."""
+    shift: float | None = 1.0
+    """SD3's schedule shift; 1 is an even grid. None is the policy's own schedule, see ``FlowPolicy.sigmas``."""
     window: Window = AllSteps()
     """Which steps are stochastic."""
 
@@ -233,8 +233,8 @@ class Sampler(ABC):
 
     @final
     def sigmas(self) -> Tensor:
-        """The schedule, [T + 1] on the CPU, falling from 1 to 0."""
-        return linear_sigmas(self.num_inference_steps, self.shift)
+        """The schedule, [T + 1] on the CPU, falling from 1 to 0; without a shift where that is left to the policy."""
+        return linear_sigmas(self.num_inference_steps, 1.0 if self.shift is None else self.shift)
 
     def stochastic_steps(self, generator: torch.Generator | None = None) -> tuple[int, ...]:
         """Which of the steps 0 to T - 2 are stochastic; the generator is needed by ``RandomWindow`` only."""

@@ -87,8 +87,10 @@ class DiffusionNFT(Algorithm):
         r = nft_reward_weight(chunk.advantages, self.max_advantage).to(x_0.device)
         guidance_scale = self.rollout_sampler.guidance_scale if self.is_guided else 1.0
         law = uniform_sigmas if self.sigma_law == "uniform" else logit_normal_sigmas
+        given = self.rollout_sampler.shift
+        shift = learning.policy.own_shift if given is None else given
         for index in range(self.num_sigmas):
-            sigma, noise = learning.draw(chunk, index, law, self.rollout_sampler.shift)
+            sigma, noise = learning.draw(chunk, index, law, shift)
             x_t = interpolate(x_0, noise, sigma).to(x_0.dtype)
             velocity = learning.policy.velocity(x_t, sigma, condition, guidance_scale)
             with torch.no_grad(), learning.weights.use("old"):

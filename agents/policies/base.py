@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
+from agents.flow import linear_sigmas
+from agents.samplers import Sampler
 from agents.types import Condition, PromptLike, join_conditions
 
 
@@ -43,6 +46,30 @@ class FlowPolicy(ABC):
         """Move every part to a device."""
 
     @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the policy as a folder that it can be loaded from."""
+
+    def prepare(self, prompts: Sequence[PromptLike]) -> None:  # noqa: B027
+        """Called with all prompts of a rollout before the first of them is encoded; nothing by default.
+
+        A backbone with large text encoders embeds them here in one go, so that the encoders visit the device once.
+        """
+
+    @property
+    def own_shift(self) -> float:
+        """The shift of the backbone's own schedule at its image size, for samplers that give none."""
+        return 1.0
+
+    def own_sigmas(self, num_inference_steps: int) -> Tensor:
+        """The backbone's own schedule at its image size, [T + 1] on the CPU, falling from 1 to 0."""
+        return linear_sigmas(num_inference_steps, self.own_shift)
+
+    @final
+    def sigmas(self, sampler: Sampler) -> Tensor:
+        """The schedule that a sampler is to follow: its own, or the backbone's where its shift is None."""
+        return self.own_sigmas(sampler.num_inference_steps) if sampler.shift is None else sampler.sigmas()
+
+    @abstractmethod
     def encode(self, prompts: Sequence[PromptLike]) -> Condition:
         """Encode prompts of one kind (all with, or all without source images), negatives included: [B, ...]."""
 
@@ -58,8 +85,8 @@ class FlowPolicy(ABC):
     def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition, guidance_scale: float = 1.0) -> Tensor:
         """The velocity, with classifier-free guidance where the scale is not 1.
 
-        ``v = v_negative + guidance_scale (v_positive - v_negative)``, both branches in one forward pass, negatives
-        first; gradients flow through both.
+        ``v = v_negative + guidance_scale (v_positive - v_negative)`` unless :meth:`guide` says otherwise, both branches
+        in one forward pass, negatives first; gradients flow through both.
 
         Args:
             latents: [B, C, H, W].
@@ -75,10 +102,13 @@ class FlowPolicy(ABC):
         both = join_conditions([condition.negative, Condition(condition.tensors)])
         velocity = self.conditional_velocity(torch.cat([latents, latents]), torch.cat([sigma, sigma]), both)
         negative, positive = velocity.chunk(2)
+        return self.guide(negative, positive, guidance_scale)
+
+    def guide(self, negative: Tensor, positive: Tensor, guidance_scale: float) -> Tensor:
+        """Both branches' velocities [B, C, H, W] to the guided one; a backbone with another rule says so here."""
         return negative + guidance_scale * (positive - negative)
 
     @property
-    @final
     def dtype(self) -> torch.dtype:
         """The transformer's, and that of latents and conditions; SDE arithmetic is fp32 whatever it is."""
         return next(self.transformer.parameters()).dtype

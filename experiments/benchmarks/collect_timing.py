@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, TypeVar
 
@@ -67,6 +68,27 @@ class StopwatchPolicy(FlowPolicy):
     def to(self, device: torch.device | str) -> None:
         """Move the inner policy."""
         self.inner.to(device)
+
+    def save(self, folder: Path) -> None:
+        """Save the inner policy."""
+        self.inner.save(folder)
+
+    @property
+    def own_shift(self) -> float:
+        """The inner policy's."""
+        return self.inner.own_shift
+
+    def own_sigmas(self, num_inference_steps: int) -> Tensor:
+        """The inner policy's."""
+        return self.inner.own_sigmas(num_inference_steps)
+
+    def guide(self, negative: Tensor, positive: Tensor, guidance_scale: float) -> Tensor:
+        """The inner policy's."""
+        return self.inner.guide(negative, positive, guidance_scale)
+
+    def prepare(self, prompts: Sequence[PromptLike]) -> None:
+        """Timed as "encode"."""
+        self._timed("encode", lambda: self.inner.prepare(prompts))
 
     def encode(self, prompts: Sequence[PromptLike]) -> Condition:
         """Timed as "encode"."""
@@ -150,7 +172,7 @@ def bare_forward_passes(policy: FlowPolicy, prompts: Sequence[Prompt], config: T
     size, sampler = config.chunk_size, config.algorithm.sampler()
     conditions = [encode_asks(policy, asks[start : start + size]) for start in range(0, len(asks), size)]
     latents = sample_noise(range(size), policy.latent_shape, policy.device)
-    sigmas = sampler.sigmas().to(policy.device)
+    sigmas = policy.sigmas(sampler).to(policy.device)
 
     @torch.no_grad()
     def run() -> None:
