@@ -74,6 +74,10 @@ class ImageSettings:
         path = folder / PREPROCESSOR
         try:
             found = json.loads(path.read_text())
+            # transformers 5 writes the bounds as the edges of a size; they are numbers of pixels all the same.
+            size = found.get("size") or {}
+            bounds = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
+            found = {name: value for name, value in bounds.items() if value is not None} | found
             values = {name: found[name] for name in cls.__dataclass_fields__ if name in found}
             values |= {name: tuple(values[name]) for name in ("image_mean", "image_std") if name in values}
             return cls(**{**values, **({} if max_pixels is None else {"max_pixels": max_pixels})})

@@ -263,9 +263,7 @@ class BackbonePolicy(FlowPolicy):
 
         rows = self._sources.rows([_key(image) for image in images], compute)
         each = len(prompts[0].source_images)
-        return [
-            {f"reference_{j}": rows[i * each + j]["latents"] for j in range(each)} for i in range(len(prompts))
-        ]
+        return [{f"reference_{j}": rows[i * each + j]["latents"] for j in range(each)} for i in range(len(prompts))]
 
     def _on_device(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {

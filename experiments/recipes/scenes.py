@@ -39,9 +39,10 @@ def pdtr_scenes() -> TrainConfig:
             old_rate=0.001,  # Published: the policy that draws lags the more the longer the run is.
             old_max=0.5,  # Published.
         ),
-        # A quarter of the second stage's prompts rehearse the first task; the paper has no rehearsal.
+        # One iteration in eight of the second stage rehearses the first task; the paper has no rehearsal.
         curriculum=_tuned(
-            pdtr_curriculum(50, 160, rehearsal=0.25),
+            pdtr_curriculum(50, 184, rehearsal=1 / 8),
+            later_cycle=("t2i",) * 7 + ("edit",),
             # Two lost some of what the first stage had taught, four kept it; with three there is time for more prompts,
             # of which two rollouts' gradients agree the least by now.
             later_changes={"num_sigmas": 3},
@@ -57,7 +58,7 @@ def pdtr_scenes() -> TrainConfig:
         evaluation=EvaluationConfig(
             num_prompts=120,  # 20 a skill: the curve's standard error is below 5 points.
             num_final_prompts=600,  # 100 a skill: about 2 points.
-            every=30,  # Nine points a task over the run; each costs about six seconds.
+            every=39,  # Seven points a task over the run; each costs about six seconds.
             sampler=sampler,
         ),
         checkpoint_every=10,  # At most 10 iterations are lost to a kill.
@@ -178,7 +179,10 @@ def _twice(curriculum: StageCurriculum) -> Staged:
 
 
 def _tuned(
-    curriculum: StageCurriculum, later_rate: float = 0.5, later_changes: Mapping[str, float] | None = None
+    curriculum: StageCurriculum,
+    later_rate: float = 0.5,
+    later_changes: Mapping[str, float] | None = None,
+    later_cycle: tuple[str, ...] = (),
 ) -> Staged:
     """The same stages with this world's reward weights and learning rates, later ones with changes of their own."""
     from pdtr.curriculum import Staged
@@ -193,5 +197,6 @@ def _tuned(
     first, *later = curriculum.as_stages()
     # At the first stage's rate DiffusionNFT's second one lost what the first had taught, and learnt little itself.
     settings_later = {**settings, "learning_rate_scale": later_rate, "algorithm": later_changes or {}}
+    settings_later["cycle"] = later_cycle
     calm = [replace(stage, **settings_later) for stage in later]
     return Staged((replace(first, **settings), *calm))
