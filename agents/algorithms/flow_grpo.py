@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from agents.algorithms.base import Algorithm, Learning
 from agents.functional import AdvantageStd, approx_kl, clip_fraction, clipped_surrogate, group_advantages, ratio
 from agents.samplers import FlowSDE, Sampler, Transition, kl, log_prob
-from agents.types import Chunk, Rollout
+from agents.types import Chunk, Rollout, join_conditions
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,9 @@ class FlowGRPO(Algorithm):
         kl_coef: beta; 0.04 for GenEval. 0 saves the reference's forward pass.
         advantage_std: divide by the group's, the batch's (the published default) or no standard deviation.
         advantage_clip: bound of an advantage.
+        steps_per_forward: stochastic steps that one forward pass replays; more fill a device that one batch leaves
+            idle, and take as many times the memory. Above 1 the batch is not the one that drew, so the first ratio is
+            1 only to rounding.
     """
 
     rollout_sampler: Sampler = field(default_factory=FlowSDE)
@@ -38,12 +41,15 @@ class FlowGRPO(Algorithm):
     kl_coef: float = 0.04
     advantage_std: AdvantageStd = "global"
     advantage_clip: float = 5.0
+    steps_per_forward: int = 1
 
     def __post_init__(self) -> None:
         if not self.clip_range > 0 or self.kl_coef < 0:
             raise ValueError(
                 f"FlowGRPO: expected clip_range > 0 and kl_coef >= 0, got {self.clip_range} and {self.kl_coef}"
             )
+        if self.steps_per_forward < 1:
+            raise ValueError(f"FlowGRPO: expected steps_per_forward of 1 or more, got {self.steps_per_forward}")
         if not self.rollout_sampler.stochastic_steps(torch.Generator()):
             raise ValueError(
                 "FlowGRPO: rollout_sampler has no stochastic step to learn from; use FlowSDE, DanceSDE or CPS"
@@ -58,27 +64,52 @@ class FlowGRPO(Algorithm):
         return group_advantages(rollout.rewards, rollout.group_ids, self.advantage_std, clip=self.advantage_clip)
 
     def losses(self, learning: Learning, chunk: Chunk) -> Iterator[Tensor]:
-        """One term a stochastic step."""
-        trajectory = chunk.trajectory
-        for index, step in enumerate(trajectory.steps):
-            transition = self._transition(learning, chunk, index, step)
-            new, old = log_prob(transition, trajectory.next_latents[:, index]), trajectory.log_probs[:, index]
-            rho = ratio(new, old)
-            loss = clipped_surrogate(rho, chunk.advantages.to(rho.device), self.clip_range).mean()
-            learning.report(policy_loss=loss, ratio=rho, clip_fraction=clip_fraction(rho, self.clip_range))
-            learning.report(ratio_std=rho.std(correction=0), ratio_error=(rho - 1).abs().max())
-            learning.report(approx_kl=approx_kl(new, old))
+        """One term a forward pass: ``steps_per_forward`` stochastic steps."""
+        num_steps = len(chunk.trajectory.steps)
+        for start in range(0, num_steps, self.steps_per_forward):
+            indices = range(start, min(start + self.steps_per_forward, num_steps))
+            transitions = self._transitions(learning, chunk, indices)
+            references: Sequence[Transition | None] = [None] * len(indices)
             if self.kl_coef > 0:
                 with torch.no_grad(), learning.weights.use("reference"):
-                    reference = self._transition(learning, chunk, index, step)
-                divergence = kl(transition, reference).mean()
-                learning.report(kl_loss=divergence)
-                loss = loss + self.kl_coef * divergence
-            yield loss / len(trajectory.steps)
+                    references = self._transitions(learning, chunk, indices)
+            terms = [
+                self._loss(learning, chunk, index, transition, reference)
+                for index, transition, reference in zip(indices, transitions, references, strict=True)
+            ]
+            yield torch.stack(terms).sum() / num_steps
 
-    def _transition(self, learning: Learning, chunk: Chunk, index: int, step: int) -> Transition:
-        """Replay one step with the weights in use: the very call that drew it."""
+    def _loss(
+        self, learning: Learning, chunk: Chunk, index: int, transition: Transition, reference: Transition | None
+    ) -> Tensor:
+        """The mean over samples of one stochastic step's term."""
+        trajectory = chunk.trajectory
+        new, old = log_prob(transition, trajectory.next_latents[:, index]), trajectory.log_probs[:, index]
+        rho = ratio(new, old)
+        loss = clipped_surrogate(rho, chunk.advantages.to(rho.device), self.clip_range).mean()
+        learning.report(policy_loss=loss, ratio=rho, clip_fraction=clip_fraction(rho, self.clip_range))
+        learning.report(ratio_std=rho.std(correction=0), ratio_error=(rho - 1).abs().max())
+        learning.report(approx_kl=approx_kl(new, old))
+        if reference is not None:
+            divergence = kl(transition, reference).mean()
+            learning.report(kl_loss=divergence)
+            loss = loss + self.kl_coef * divergence
+        return loss
+
+    def _transitions(self, learning: Learning, chunk: Chunk, indices: Sequence[int]) -> list[Transition]:
+        """Replay steps with the weights in use; one step alone is the very call that drew it."""
         trajectory, sampler = chunk.trajectory, self.rollout_sampler
-        latents, sigmas = trajectory.latents[:, index], trajectory.sigmas
-        velocity = learning.policy.velocity(latents, sigmas[step], trajectory.condition, sampler.guidance_scale)
-        return sampler.transition(latents, velocity, sigmas, step)
+        sigmas, steps = trajectory.sigmas, [trajectory.steps[index] for index in indices]
+        latents = [trajectory.latents[:, index] for index in indices]
+        if len(steps) == 1:
+            velocity = learning.policy.velocity(
+                latents[0], sigmas[steps[0]], trajectory.condition, sampler.guidance_scale
+            )
+            return [sampler.transition(latents[0], velocity, sigmas, steps[0])]
+        sigma = sigmas[steps].repeat_interleave(len(trajectory))
+        condition = join_conditions([trajectory.condition] * len(steps))
+        velocity = learning.policy.velocity(torch.cat(latents), sigma, condition, sampler.guidance_scale)
+        return [
+            sampler.transition(x, part, sigmas, step)
+            for x, part, step in zip(latents, velocity.chunk(len(steps)), steps, strict=True)
+        ]

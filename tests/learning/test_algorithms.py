@@ -100,6 +100,34 @@ def test_chunks_of_any_size_learn_the_same(tiny_policy: ScenesPolicy, algorithm:
     assert apart < 1e-2 * moved
 
 
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+def test_steps_replayed_together_learn_the_same(tiny_policy: ScenesPolicy, guidance_scale: float) -> None:
+    """Three stochastic steps, one, two and all of them a forward pass: the gradients differ by rounding alone."""
+    start = copy.deepcopy(tiny_policy.transformer)
+    gradients = []
+    for count in (1, 2, 3):
+        tiny_policy.transformer = copy.deepcopy(start)
+        sampler = FlowSDE(4, guidance_scale=guidance_scale)
+        algorithm = FlowGRPO(sampler, clip_range=0.05, kl_coef=0.01, steps_per_forward=count)
+        weights = FullWeights(tiny_policy)
+        learner = _learner(tiny_policy, algorithm, weights)
+        learner.optimizer = torch.optim.SGD(weights.parameters(), lr=1.0)
+        learner.settings = replace(learner.settings, num_minibatches=1, num_epochs=1, max_grad_norm=1e9)
+        metrics = learner.update([_rollout(learner, 0)])
+        assert metrics["ratio_error"] < 1e-5
+        gradients.append(
+            torch.cat(
+                [
+                    (q.detach() - p.detach()).flatten()
+                    for p, q in zip(weights.parameters(), start.parameters(), strict=True)
+                ]
+            )
+        )
+    assert gradients[0].abs().max() > 0
+    for other in gradients[1:]:
+        assert float((other - gradients[0]).norm()) < 1e-3 * float(gradients[0].norm())
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=IDS)
 def test_only_what_is_trainable_changes(tiny_policy: ScenesPolicy, algorithm: Algorithm) -> None:
     words = {name: tensor.clone() for name, tensor in tiny_policy.words.state_dict().items()}
@@ -164,7 +192,7 @@ def test_collect_names_samples_that_do_not_fill_chunks(tiny_policy: ScenesPolicy
         collect(tiny_policy, _envs(), PROMPTS, Draw(3, 0), ODE(2))
 
 
-@pytest.mark.parametrize("bad", [{"clip_range": 0.0}, {"kl_coef": -1.0}, {"rollout_sampler": ODE()}])
+@pytest.mark.parametrize("bad", [{"clip_range": 0.0}, {"kl_coef": -1.0}, {"rollout_sampler": ODE()}, {"steps_per_forward": 0}])
 def test_flow_grpo_refuses_settings_that_cannot_run(bad: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="FlowGRPO"):
         FlowGRPO(**bad)  # type: ignore[arg-type]
