@@ -41,7 +41,7 @@ def pdtr_scenes() -> TrainConfig:
         ),
         # One iteration in eight of the second stage rehearses the first task; the paper has no rehearsal.
         curriculum=_tuned(
-            pdtr_curriculum(50, 184, rehearsal=1 / 8),
+            pdtr_curriculum(50, 168, rehearsal=1 / 8),
             later_cycle=("t2i",) * 7 + ("edit",),
             # Two lost some of what the first stage had taught, four kept it; with three there is time for more prompts,
             # of which two rollouts' gradients agree the least by now.
@@ -58,7 +58,7 @@ def pdtr_scenes() -> TrainConfig:
         evaluation=EvaluationConfig(
             num_prompts=120,  # 20 a skill: the curve's standard error is below 5 points.
             num_final_prompts=600,  # 100 a skill: about 2 points.
-            every=39,  # Seven points a task over the run; each costs about six seconds.
+            every=31,  # Eight points a task over the run; each costs about six seconds.
             sampler=sampler,
         ),
         checkpoint_every=10,  # At most 10 iterations are lost to a kill.
