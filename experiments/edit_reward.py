@@ -1,4 +1,4 @@
-"""``pdtr edit-reward``: make data for a learnt edit reward, a tiny model to start from, train and check one."""
+"""``pdtr edit-reward``: make data for a learnt edit reward, train and check one."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from experiments.flags import Usage, parse
 _STEPS = """pdtr edit-reward STEP [--flags]; pdtr edit-reward STEP --help lists a step's flags.
 
   data   draw edits with a policy, at several qualities, and score them with the ground truth
-  base   make a tiny Qwen2.5-VL that reads the embedded world, to start from where there is no large one
-  train  train a reward on scored edits, calibrate it, save it as a checkpoint
+  train  train a reward on scored edits, calibrate it, save it as a checkpoint; it starts from a Qwen2.5-VL, a large
+         one or the embedded world's own (pdtr scenes-judge)
   check  compare a checkpoint with the scores of held-out edits"""
 
 
 def edit_reward(arguments: Sequence[str]) -> None:
-    """``pdtr edit-reward data|base|train|check [--flags]``; the flags of a step: ``pdtr edit-reward STEP --help``.
+    """``pdtr edit-reward data|train|check [--flags]``; the flags of a step: ``pdtr edit-reward STEP --help``.
 
     Raises:
         ValueError: an unknown step or flag, a bad value, data or a model that cannot be used, a missing package.
     """
-    steps: dict[str, Callable[[Sequence[str]], None]] = {"data": _data, "base": _base, "train": _train, "check": _check}
+    steps: dict[str, Callable[[Sequence[str]], None]] = {"data": _data, "train": _train, "check": _check}
     name = arguments[0] if arguments else ""
     if name in ("-h", "--help"):
         print(_STEPS)
@@ -53,12 +53,6 @@ def _data(arguments: Sequence[str]) -> None:
     from experiments.edit_reward_data import EditDataConfig, make_data
 
     print(f"data: {make_data(parse(EditDataConfig(), Usage('pdtr edit-reward data'), arguments))}")
-
-
-def _base(arguments: Sequence[str]) -> None:
-    from experiments.edit_reward_base import TinyConfig, make_base
-
-    print(f"base: {make_base(parse(TinyConfig(), Usage('pdtr edit-reward base'), arguments), _say)}")
 
 
 def _train(arguments: Sequence[str]) -> None:
@@ -90,7 +84,3 @@ def _check(arguments: Sequence[str]) -> None:
     from experiments.edit_reward_check import check_checkpoint, format_found
 
     print(format_found(check_checkpoint(options.checkpoint, options.data, options.split, options.resamples)))
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

@@ -16,13 +16,17 @@ MOMENTS = ("before", "after", "as asked")
 
 
 def cell_loss(answers: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of colours and shapes: answers [B, N, Q * choices], labels [B, 2 Q, N] -> []."""
+    """Mean cross-entropy of colours and shapes: answers [B, N, Q * choices], labels [B, 2 Q, N] -> [].
+
+    A question of which no cell's answer is known is left out.
+    """
     parts = torch.split(answers, list(CHOICES) * (labels.shape[1] // 2), dim=-1)
     losses = [
         nn.functional.cross_entropy(part.transpose(1, 2), labels[:, column], ignore_index=UNKNOWN)
         for column, part in enumerate(parts)
+        if (labels[:, column] != UNKNOWN).any()
     ]
-    return torch.stack(losses).mean()
+    return torch.stack(losses).mean() if losses else answers.sum() * 0.0
 
 
 def share_right(answers: Tensor, labels: Tensor, question: int = 0) -> float:

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from envs.scenes.edits import EditTask, sample_edit
 from envs.scenes.render import render
 from envs.scenes.rewards import edit_reward
-from envs.scenes.world import CANVAS, COLORS, RADIUS_RANGE, SHAPES, Scene, SceneObject, pick, place, place_all
+from envs.scenes.world import CANVAS, COLORS, RADIUS_RANGE, SHAPES, Scene, SceneObject, pick, place
 from rewards.base import Prompt
+from rewards.edit_reward_data import DIMENSIONS
 
 NOTHING, UNKNOWN = 0, -100
 """A cell's label where no object's centre lies in it, and where nobody can say."""
-DIMENSIONS = ("success", "preservation", "total")
 # Shares of candidates: as asked, as asked and one thing more, a near miss, something else, untouched, half way.
 _KINDS = {"right": 0.27, "careless": 0.2, "miss": 0.23, "other": 0.12, "untouched": 0.06, "faded": 0.12}
 _MAX_OBJECTS = 5
@@ -83,18 +83,6 @@ def scene_cells(scene: Scene, grid: int) -> NDArray[np.int64]:
         column, row = (min(grid - 1, max(0, int(side * grid / CANVAS))) for side in (thing.x, thing.y))
         cells[:, row * grid + column] = _KIND_INDEX[thing.kind]
     return cells
-
-
-def scene_pairs(rng: np.random.Generator, count: int) -> list[tuple[Scene, Scene]]:
-    """Two scenes each, of one to four objects (there is seldom room for five): much alike, or not at all."""
-    pairs = []
-    for _ in range(count):
-        before, other = (
-            place_all(rng, [(pick(rng, list(COLORS)), pick(rng, SHAPES)) for _ in range(rng.integers(1, _MAX_OBJECTS))])
-            for _ in range(2)
-        )
-        pairs.append((before, other if rng.random() < 0.5 else changed(rng, before, range(len(before)))))
-    return pairs
 
 
 def _edit_cells(task: EditTask, scene: Scene, kind: str, grid: int) -> NDArray[np.int64]:

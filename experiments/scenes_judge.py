@@ -129,7 +129,7 @@ def make_judge(config: ScenesJudgeConfig, say: Callable[[str], None] = print) ->
         points.append(point)
         say(
             f"step {point.step}: loss {point.loss:.3f}, held-out Spearman {point.spearman:.3f}, "
-            f"cells read as asked {point.asked:.2f}, {point.seconds:.0f} s"
+            f"changes read as asked {point.asked:.2f}, {point.seconds:.0f} s"
         )
         save_tiny_vlm(config.output_dir, inputs.shape, inputs.tokenizer, model)
         write_csv(config.output_dir / CURVE, points)

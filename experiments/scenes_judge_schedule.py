@@ -1,4 +1,4 @@
-"""The optimisers of the tiny judges' training, and how their rates rise and fall."""
+"""The optimisers of the digit judge's training, and how their rates rise and fall."""
 
 from __future__ import annotations
 
@@ -39,24 +39,21 @@ class Schedule:
         modules: whose parameters are trained.
         rates: peaks.
         num_steps: after which the rates are near 0.
-        with_muon: or AdamW alone.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], rates: Rates, num_steps: int, with_muon: bool = True) -> None:
+    def __init__(self, modules: Sequence[nn.Module], rates: Rates, num_steps: int) -> None:
         named = [entry for module in modules for entry in module.named_parameters() if entry[1].requires_grad]
-        blocks = ("layers.", "blocks.") if with_muon else ()
+        blocks = ("layers.", "blocks.")
         is_matrix = {name: p.ndim == 2 and any(part in name for part in blocks) for name, p in named}
         self._parameters = [p for _, p in named]
         matrices = [p for name, p in named if is_matrix[name]]
         others = [p for name, p in named if not is_matrix[name]]
         self._optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(others, lr=rates.other_learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
-        ]
-        if matrices:
-            muon = torch.optim.Muon(
+            torch.optim.AdamW(others, lr=rates.other_learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+            torch.optim.Muon(
                 matrices, lr=rates.learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw", ns_steps=4
-            )
-            self._optimizers.append(muon)
+            ),
+        ]
         self._groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
         self._peaks = [float(group["lr"]) for group in self._groups]
         self._num_steps = num_steps

@@ -33,7 +33,8 @@ class TrainingConfig:
 
     Attributes:
         data: folder of scored edits with the splits train and validation.
-        base: folder or name on the hub of the Qwen2.5-VL checkpoint to start from, e.g. Qwen/Qwen2.5-VL-7B-Instruct.
+        base: folder or name on the hub of the Qwen2.5-VL checkpoint to start from, e.g. Qwen/Qwen2.5-VL-7B-Instruct; by
+            default the embedded world's own (pdtr scenes-judge).
         output_dir: folder of the trained checkpoint.
         num_epochs: passes over the training edits.
         batch_size: pairs of a step on each device, two edits each.
@@ -49,7 +50,7 @@ class TrainingConfig:
     """
 
     data: Path = Path("runs/edit_reward/data")
-    base: str = "runs/edit_reward/base"
+    base: str = "runs/scenes_judge/judge"
     output_dir: Path = Path("runs/edit_reward/model")
     num_epochs: float = 3.0
     batch_size: int = 32

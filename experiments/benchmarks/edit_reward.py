@@ -1,7 +1,7 @@
 """A learnt edit reward against the ground truth over seeds: held-out Spearman, pairs in order, calibration error.
 
 Type ``python -m experiments.benchmarks.edit_reward --seeds 0 1 2``; the data and the base come from
-``pdtr edit-reward data`` and ``pdtr edit-reward base``, and are made where they are missing. Seeds differ in the pairs
+``pdtr edit-reward data`` and ``pdtr scenes-judge``, and are made where they are missing. Seeds differ in the pairs
 and in their order, and start from the one base. The figures go to ``edit_reward.csv``.
 """
 
@@ -45,7 +45,7 @@ class Options:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     data: Path = Path("runs/edit_reward/data")
-    base: Path = Path("runs/edit_reward/base")
+    base: Path = Path("runs/scenes_judge/judge")
     runs: Path = Path("runs/edit_reward/bench")
     num_epochs: float = 3.0
     batch_size: int = 32
@@ -110,9 +110,9 @@ def _prepare(options: Options) -> None:
 
         make_data(EditDataConfig(output_dir=options.data))
     if not options.base.is_dir():
-        from experiments.edit_reward_base import TinyConfig, make_base
+        from experiments.scenes_judge import ScenesJudgeConfig, make_judge
 
-        make_base(TinyConfig(output_dir=options.base, num_threads=options.num_threads))
+        make_judge(ScenesJudgeConfig(options.base, options.data, num_threads=options.num_threads))
 
 
 def _trained(options: Options, seed: int) -> tuple[Path, float]:

@@ -30,7 +30,6 @@ from envs.prompts import FixedPool
 from experiments.cli import COMMANDS
 from experiments.commands import ReportOptions, SampleOptions
 from experiments.edit_reward import CheckOptions
-from experiments.edit_reward_base import TinyConfig
 from experiments.edit_reward_data import EditDataConfig
 from experiments.flags import Usage, parse, parse_run
 from experiments.held_out import EvalOptions
@@ -162,7 +161,7 @@ def test_commands_parse(command: str) -> None:
         if own:
             parse(options_of_step, usage, own)
     elif name == "edit-reward":
-        steps: dict[str, Any] = {"data": EditDataConfig(), "base": TinyConfig(), "train": TrainingConfig()}
+        steps: dict[str, Any] = {"data": EditDataConfig(), "train": TrainingConfig()}
         steps["check"] = CheckOptions(tyro.MISSING)
         assert not arguments or arguments[0] in steps
         if arguments[1:]:

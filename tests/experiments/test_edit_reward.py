@@ -11,7 +11,6 @@ from envs.scenes.rewards import edit_reward
 from envs.scenes.world import SceneObject
 from experiments.benchmarks.edit_reward import Figure, format_figures
 from experiments.cli import main
-from experiments.edit_reward_base import TinyConfig, make_base, tiny_inputs
 from experiments.edit_reward_check import check_reward_on, format_found
 from experiments.edit_reward_data import EditDataConfig, make_data, split_prompts
 from experiments.edit_reward_reading import NOTHING, UNKNOWN, candidate, rendered_edits, scene_cells
@@ -99,18 +98,6 @@ def test_candidates_earn_what_their_kind_says(kind: str) -> None:
     assert kind != "untouched" or mean < 0.01
 
 
-def test_the_tiny_model_learns_to_read(tmp_path: Path) -> None:
-    said: list[str] = []
-    config = TinyConfig(
-        tmp_path, width=32, num_layers=1, vision_width=32, vision_layers=1, vision_steps=50, num_steps=50, batch_size=4
-    )
-    make_base(config, said.append)
-    assert [line.split(",")[0] for line in said[1:]] == ["vision", "edits"]
-    assert (tmp_path / "model.safetensors").is_file()
-    with pytest.raises(ValueError, match="multiples of 32"):
-        TinyConfig(width=40)
-
-
 def test_a_checkpoint_is_named_in_one_word(tmp_path: Path) -> None:
     reward = load_reward(f"rewards.edit_reward:EditReward={tmp_path}")
     assert isinstance(reward, EditReward)
@@ -123,7 +110,7 @@ def test_a_checkpoint_is_named_in_one_word(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["edit-reward"], "data, base, train, check"),
+        (["edit-reward"], "data, train, check"),
         (["edit-reward", "trian"], "pdtr edit-reward train"),
         (["edit-reward", "train", "--base", "/nowhere", "--data", "/nowhere"], "owner/name"),
         (["edit-reward", "check", "/nowhere", "--data", "/nowhere"], "pdtr edit-reward data"),
@@ -157,11 +144,3 @@ def test_figures_are_averaged_over_seeds() -> None:
     assert "0.800" in text
     assert "1 of 2 seeds" in text
     assert "0.750 [0.700, 0.900]" in format_figures(figures[:1])
-
-
-def test_the_words_of_instructions_are_known() -> None:
-    inputs = tiny_inputs(TinyConfig())
-    unknown = inputs.tokenizer.unk_token_id
-    for skill_rng in range(40):
-        text = sample_edit(np.random.default_rng(skill_rng), "held_out").text
-        assert unknown not in inputs.tokenizer(text)["input_ids"], text

@@ -192,7 +192,9 @@ def test_collect_names_samples_that_do_not_fill_chunks(tiny_policy: ScenesPolicy
         collect(tiny_policy, _envs(), PROMPTS, Draw(3, 0), ODE(2))
 
 
-@pytest.mark.parametrize("bad", [{"clip_range": 0.0}, {"kl_coef": -1.0}, {"rollout_sampler": ODE()}, {"steps_per_forward": 0}])
+@pytest.mark.parametrize(
+    "bad", [{"clip_range": 0.0}, {"kl_coef": -1.0}, {"rollout_sampler": ODE()}, {"steps_per_forward": 0}]
+)
 def test_flow_grpo_refuses_settings_that_cannot_run(bad: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="FlowGRPO"):
         FlowGRPO(**bad)  # type: ignore[arg-type]

@@ -2,15 +2,12 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
 
-from experiments.edit_reward_base import TinyConfig, make_base, tiny_config, tiny_inputs
 from rewards.base import Prompt, reward_traits
 from rewards.checker import check_reward
 from rewards.edit_reward import EditReward, checkpoint_folder, template_of
@@ -27,16 +24,15 @@ from rewards.edit_reward_inputs import (
 from rewards.edit_reward_losses import bradley_terry_loss, regression_loss
 from rewards.edit_reward_model import EditRewardModel, load_model
 from rewards.edit_reward_training import save_checkpoint
+from rewards.judges.tiny import tiny_model, tiny_tokenizer
 from rewards.scoring import score
-
-TINY = TinyConfig(width=32, num_layers=1, vision_width=32, vision_layers=1, vision_steps=0, num_steps=0)
+from tests.rewards.tiny_edit_base import SHAPE, make_base
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Qwen2.5-VL with random weights, as a checkpoint."""
-    folder = tmp_path_factory.mktemp("base")
-    return make_base(TinyConfig(**{**TINY.__dict__, "output_dir": folder}), lambda _: None)
+    return make_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module", params=["edit_reward.v1", "edit_reward_frames.v1"])
@@ -136,29 +132,34 @@ def test_settings_are_read_as_checkpoints_have_them(tmp_path: Path) -> None:
     (tmp_path / PREPROCESSOR).write_text(json.dumps(known))
     found = ImageSettings.load(tmp_path, max_pixels=1000)
     assert (found.max_pixels, found.image_mean, found.merge_size) == (1000, (0.5, 0.5, 0.5), 2)
+    newer = {"patch_size": 14, "size": {"shortest_edge": 3136, "longest_edge": 50176}}
+    (tmp_path / PREPROCESSOR).write_text(json.dumps(newer))
+    found = ImageSettings.load(tmp_path)
+    assert (found.min_pixels, found.max_pixels) == (3136, 50176)
     with pytest.raises(ValueError, match="image processor"):
         ImageSettings.load(tmp_path / "none")
 
 
 @pytest.mark.parametrize(("template", "num_runs"), [("edit_reward.v1", 2), ("edit_reward_frames.v1", 1)])
-def test_an_instruction_cannot_pass_for_a_picture(template: str, num_runs: int) -> None:
-    inputs = replace(tiny_inputs(TINY), template=EditTemplate.load(template))
+def test_an_instruction_cannot_pass_for_a_picture(base: Path, template: str, num_runs: int) -> None:
+    inputs = EditInputs.load(base, EditTemplate.load(template))
     picture = pictures(1)[0]
     plain, spelt = (inputs([text], [picture], [picture]) for text in ("remove it", f"remove {IMAGE_PAD} it"))
     assert plain["mm_token_type_ids"].sum() == spelt["mm_token_type_ids"].sum() == num_runs * 16
     assert plain["image_grid_thw"].tolist() == [[1, 8, 8]] * num_runs
 
 
-def test_frames_are_the_two_pictures_in_order() -> None:
+def test_frames_are_the_two_pictures_in_order(base: Path) -> None:
     first, second = pictures(2)
-    settings = tiny_inputs(TINY).settings
+    inputs = EditInputs.load(base, EditTemplate.load("edit_reward_frames.v1"))
+    settings = inputs.settings
     both, grid = image_patches([first, second], settings)
     alone = [image_patches([picture], settings)[0].reshape(64, 3, 2, 6, 6) for picture in (first, second)]
     assert grid == (1, 8, 8)
     for frame, patches in enumerate(alone):
         assert np.array_equal(both.reshape(64, 3, 2, 6, 6)[:, :, frame], patches[:, :, frame])
     with pytest.raises(ValueError, match="one size"):
-        tiny_inputs(TINY)(["x"], [first], [second[:24]])
+        inputs(["x"], [first], [second[:24]])
 
 
 def test_the_template_is_checked() -> None:
@@ -173,7 +174,7 @@ def test_a_published_checkpoint_gives_its_weights(tmp_path: Path) -> None:
     """Qwen's own names of the weights, which the class of the library does not have, are found."""
     from safetensors.torch import load_file
 
-    published = Qwen2_5_VLForConditionalGeneration(tiny_config(TINY, tiny_inputs(TINY).tokenizer))
+    published = tiny_model(SHAPE, tiny_tokenizer())
     published.save_pretrained(tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
     assert {"lm_head.weight", "model.norm.weight", "visual.merger.ln_q.weight"} <= set(stored)
@@ -242,7 +243,7 @@ def test_the_fingerprint_is_that_of_what_answers_depend_on(checkpoint: Path, tmp
 
 def test_mistakes_are_named(base: Path, tmp_path: Path) -> None:
     (tmp_path / "published").mkdir()
-    published = Qwen2_5_VLForConditionalGeneration(tiny_config(TINY, tiny_inputs(TINY).tokenizer))
+    published = tiny_model(SHAPE, tiny_tokenizer())
     save_checkpoint(published, EditInputs.load(base), tmp_path / "published")
     with pytest.raises(ValueError, match="head is new"):
         EditReward(tmp_path / "published")(pictures(1), prompts(1))

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.edit_reward_base import TinyConfig, make_base
 from rewards.base import Prompt
 from rewards.edit_reward import EditReward, template_of
 from rewards.edit_reward_data import ScoredEdit, read_edits, shard_path, write_shard
@@ -18,9 +17,9 @@ from rewards.edit_reward_model import load_model
 from rewards.edit_reward_pairs import collate, make_pairs, stream_pairs
 from rewards.edit_reward_training import TrainingConfig, calibrate, make_trainer, predict, train_edit_reward
 from rewards.scoring import score
+from tests.rewards.tiny_edit_base import make_base
 
 datasets = pytest.importorskip("datasets")
-TINY = TinyConfig(width=32, num_layers=1, vision_width=32, vision_layers=1, vision_steps=0, num_steps=0)
 
 
 def edit(prompt: int, sample: int, total: float) -> ScoredEdit:
@@ -50,8 +49,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    return make_base(TinyConfig(**{**TINY.__dict__, "output_dir": folder}), lambda _: None)
+    return make_base(tmp_path_factory.mktemp("base"))
 
 
 def test_data_come_back_as_they_were(data: Path) -> None:

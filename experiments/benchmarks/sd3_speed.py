@@ -1,0 +1,310 @@
+"""SD3.5-Medium at its real size with random weights: images and samples a second, share of the device, memory.
+
+Type ``python -m experiments.benchmarks.sd3_speed`` on a machine with a GPU; ``--count-only`` counts operations on any.
+A matrix product in the same run says what the device gives at best, and what is achieved is a share of that. The
+figures go to ``sd3_speed.csv``, the longest kernels to ``sd3_speed_profile.csv``.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.benchmarks.entry import run_benchmark
+from experiments.benchmarks.machine import describe_machine
+from experiments.benchmarks.tables import RESULTS, quantity, text_table, write_csv
+from experiments.benchmarks.timing import Measurement, median_interval
+from experiments.flags import Usage, parse
+from pdtr.statistics import Interval
+
+if TYPE_CHECKING:
+    from agents.learner import Learner
+    from agents.policies.unipic2 import KontextPolicy
+    from agents.types import Rollout
+    from experiments.benchmarks.sd3_flops import Passes
+
+TABLE, PROFILE = "sd3_speed.csv", "sd3_speed_profile.csv"
+USAGE = "python -m experiments.benchmarks.sd3_speed"
+Training = Literal["lora", "full"]
+_NUM_KERNELS = 20
+
+
+@dataclass(frozen=True)
+class Options:
+    """Time rollouts and updates of SD3.5-Medium with random weights.
+
+    Attributes:
+        device: torch's name of it.
+        image_size: side of the image in pixels.
+        batch_size: images drawn and learnt at once.
+        num_inference_steps: of a rollout; all but the last are learnt, as Flow-GRPO does.
+        guidance_scale: 1 is none; the published GenEval run has 4.5.
+        num_references: source images of an edit; 0 is text-to-image.
+        repeats: of each; one more round, which warms up, is not counted.
+        num_layers: fewer than SD3.5-Medium's 24, for a trial run.
+        compile: compile the joint blocks.
+        count_only: count operations, time nothing.
+        results: folder of the CSV files.
+    """
+
+    device: str = "cuda"
+    image_size: int = 512
+    batch_size: int = 16
+    num_inference_steps: int = 10
+    guidance_scale: float = 1.0
+    num_references: int = 0
+    repeats: int = 5
+    num_layers: int = 24
+    compile: bool = False
+    count_only: bool = False
+    results: Path = RESULTS
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Time of one kernel in a rollout and an update; a row of the CSV.
+
+    Attributes:
+        part: "rollout" or "update, lora" or "update, full".
+        name: the kernel's.
+        share: of the part's device time.
+        calls: how often it ran.
+        machine: on which.
+    """
+
+    part: str
+    name: str
+    share: float
+    calls: int
+    machine: str
+
+
+def benchmark(arguments: Sequence[str]) -> int:
+    """Measure, write the CSV files, print the table."""
+    options = parse(Options(), Usage(USAGE), arguments)
+    import torch
+
+    from experiments.benchmarks.sd3_flops import count_passes
+
+    passes = count_passes(_sizes(options), options.image_size, options.num_references)
+    print(_counts(passes, options))
+    if options.count_only:
+        return 0
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("device: expected a GPU that torch sees, got none; --count-only needs none")
+    machine = _machine(options.device)
+    found, kernels = list[Measurement](), list[Kernel]()
+    for row in measure(options, passes, machine, kernels):
+        found.append(row)
+        print(f"{row.quantity}: {row.case}: {_value(row)} {row.unit}", file=sys.stderr, flush=True)
+    write_csv(options.results / TABLE, found)
+    if kernels:
+        write_csv(options.results / PROFILE, kernels)
+    rows = [[f"{row.quantity}: {row.case}", str(row.n), _value(row), row.unit] for row in found]
+    print(f"Machine: {machine}\n\n{text_table(['', 'n', 'value', 'unit'], rows)}")
+    return 0
+
+
+def measure(options: Options, passes: Passes, machine: str, kernels: list[Kernel]) -> Iterator[Measurement]:
+    """The matrix product, the rollouts, then the updates of adapters and of all parameters."""
+    best = matrix_product(options.device, options.repeats)
+    yield _row("matrix product", "bfloat16", best, "TFLOP/s", machine)
+    branches = 1 if options.guidance_scale == 1.0 else 2
+    yield from _rollouts(options, passes.forward * branches, float(np.median(best)), machine, kernels)
+    for training in ("lora", "full"):
+        cost = (passes.update_lora if training == "lora" else passes.update_full) * branches
+        yield from _updates(options, training, cost, float(np.median(best)), machine, kernels)
+
+
+def matrix_product(device: str, repeats: int, side: int = 8192) -> NDArray[np.float64]:
+    """TFLOP/s of a product of two square bfloat16 matrices, [repeats]."""
+    import torch
+
+    side = side if device.startswith("cuda") else 512
+    a = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+    seconds = _seconds(lambda: a @ a, device, repeats, calls=10)
+    return 2 * side**3 * 10 / seconds / 1e12
+
+
+def _rollouts(options: Options, cost: int, best: float, machine: str, kernels: list[Kernel]) -> Iterator[Measurement]:
+    import torch
+
+    policy, sampler = make_policy(options), _sampler(options)
+    condition = policy.encode(_prompts(options))
+    steps = sampler.stochastic_steps(torch.Generator())
+
+    def draw() -> None:
+        from agents.rollout import denoise
+
+        denoise(policy, condition, sampler, steps, range(options.batch_size))
+
+    _reset_memory(options.device)
+    seconds = _seconds(draw, options.device, options.repeats)
+    case = f"{options.image_size} px, batch {options.batch_size}, {options.num_inference_steps} steps"
+    yield _row("rollouts", case, options.batch_size / seconds, "images/s", machine)
+    achieved = cost * options.batch_size * options.num_inference_steps / seconds / 1e12
+    yield _row("rollouts", case, achieved, "TFLOP/s", machine)
+    yield _row("rollouts / matrix product", case, achieved / best, "ratio", machine)
+    yield _memory("rollouts", case, options.device, machine)
+    kernels += _profile("rollout", draw, options.device, machine)
+
+
+def _updates(
+    options: Options, training: Training, cost: int, best: float, machine: str, kernels: list[Kernel]
+) -> Iterator[Measurement]:
+    learner, rollout = make_learner(options, training)
+    _reset_memory(options.device)
+    seconds = _seconds(lambda: learner.update([rollout]), options.device, options.repeats)
+    num_steps = options.num_inference_steps - 1
+    case = f"{training}, {options.image_size} px, batch {options.batch_size}, {num_steps} steps, checkpointed"
+    yield _row("updates", case, options.batch_size / seconds, "samples/s", machine)
+    # What checkpointing computes again is not counted: the share is that of useful operations.
+    achieved = cost * options.batch_size * num_steps / seconds / 1e12
+    yield _row("updates", case, achieved, "TFLOP/s", machine)
+    yield _row("updates / matrix product", case, achieved / best, "ratio", machine)
+    yield _memory("updates", case, options.device, machine)
+    kernels += _profile(f"update, {training}", lambda: learner.update([rollout]), options.device, machine)
+
+
+def make_policy(options: Options) -> KontextPolicy:
+    """The transformer on the device, in bfloat16."""
+    import torch
+
+    from experiments.benchmarks.sd3_flops import initialise, random_policy
+
+    policy = random_policy(_sizes(options), options.image_size, options.device, torch.bfloat16)
+    initialise(policy.transformer, seed=0)
+    if options.compile:
+        transformer: Any = policy.transformer
+        for block in transformer.transformer_blocks:
+            block.compile()
+    return policy
+
+
+def make_learner(options: Options, training: Training) -> tuple[Learner, Rollout]:
+    """A learner of Flow-GRPO without KL, and a rollout with random advantages for it."""
+    import torch
+
+    from agents.algorithms.flow_grpo import FlowGRPO
+    from agents.learner import Learner, LearnerSettings
+    from agents.policies.weights import FullWeights, LoraSettings, LoraWeights
+    from agents.rollout import denoise
+    from agents.types import Rollout
+
+    policy, sampler = make_policy(options), _sampler(options)
+    transformer: Any = policy.transformer
+    transformer.enable_gradient_checkpointing()
+    weights = LoraWeights(policy, LoraSettings(), ()) if training == "lora" else FullWeights(policy, ())
+    optimizer = torch.optim.AdamW(weights.parameters(), lr=1e-6, fused=options.device.startswith("cuda"))
+    steps = sampler.stochastic_steps(torch.Generator())
+    trajectory = denoise(policy, policy.encode(_prompts(options)), sampler, steps, range(options.batch_size))
+    values = torch.linspace(-1, 1, options.batch_size)
+    rollout = Rollout((trajectory,), values, {}, torch.zeros(options.batch_size, dtype=torch.long), values)
+    settings = LearnerSettings(num_minibatches=1, ema_decay=0)
+    return Learner(policy, weights, FlowGRPO(sampler, kl_coef=0.0), optimizer, settings), rollout
+
+
+def _sizes(options: Options) -> dict[str, Any]:
+    from agents.policies.sd3 import sd35_medium_config
+
+    config = sd35_medium_config()
+    dual = tuple(layer for layer in config["dual_attention_layers"] if layer < options.num_layers)
+    return {**config, "num_layers": options.num_layers, "dual_attention_layers": dual}
+
+
+def _sampler(options: Options) -> Any:
+    from agents.samplers import FlowSDE
+
+    return FlowSDE(options.num_inference_steps, options.guidance_scale, shift=3.0)
+
+
+def _prompts(options: Options) -> list[Any]:
+    from agents.rollout import Ask
+
+    source = np.zeros((options.image_size, options.image_size, 3), np.uint8)
+    return [Ask("", (source,) * options.num_references) for _ in range(options.batch_size)]
+
+
+def _seconds(call: Callable[[], object], device: str, repeats: int, calls: int = 1) -> NDArray[np.float64]:
+    """Seconds of ``calls`` calls at each repeat; one more round goes first."""
+    seconds = []
+    for _ in range(repeats + 1):
+        _synchronize(device)
+        started = time.perf_counter()
+        for _ in range(calls):
+            call()
+        _synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return np.array(seconds[1:])
+
+
+def _synchronize(device: str) -> None:
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def _reset_memory(device: str) -> None:
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _memory(what: str, case: str, device: str, machine: str) -> Measurement:
+    import torch
+
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device.startswith("cuda") else float("nan")
+    return Measurement(f"{what}, peak memory", case, peak, float("nan"), float("nan"), 1, "GiB", machine)
+
+
+def _profile(part: str, call: Callable[[], object], device: str, machine: str) -> list[Kernel]:
+    """The kernels that take the most of a call's time on the device."""
+    from torch.profiler import ProfilerActivity, profile
+
+    on_gpu = device.startswith("cuda")
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as found:
+        call()
+        _synchronize(device)
+    times = [(e.self_device_time_total if on_gpu else e.self_cpu_time_total, e) for e in found.key_averages()]
+    total = sum(seconds for seconds, _ in times)
+    longest = sorted(times, key=lambda pair: -pair[0])[:_NUM_KERNELS]
+    return [Kernel(part, event.key[:100], seconds / total, event.count, machine) for seconds, event in longest]
+
+
+def _machine(device: str) -> str:
+    import torch
+
+    return f"{torch.cuda.get_device_name()}, {describe_machine()}" if device.startswith("cuda") else describe_machine()
+
+
+def _counts(passes: Passes, options: Options) -> str:
+    kind = f"{options.num_references} references" if options.num_references else "text-to-image"
+    rows = [
+        ["forward pass", f"{passes.forward / 1e9:.0f}"],
+        ["forward and backward pass, adapters", f"{passes.update_lora / 1e9:.0f}"],
+        ["forward and backward pass, all parameters", f"{passes.update_full / 1e9:.0f}"],
+        ["recomputed by checkpointing", f"{passes.recomputed / 1e9:.0f}"],
+    ]
+    title = f"GFLOP an image at one sigma, {options.num_layers} layers, {options.image_size} px, {kind}"
+    return f"{title}\n{text_table(['', 'GFLOP'], rows)}"
+
+
+def _row(what: str, case: str, values: NDArray[np.float64], unit: str, machine: str) -> Measurement:
+    return Measurement(what, case, *median_interval(values), len(values), unit, machine)
+
+
+def _value(row: Measurement) -> str:
+    return quantity(Interval(row.value, row.low, row.high), ".3f" if row.unit == "ratio" else ".4g")
+
+
+if __name__ == "__main__":
+    sys.exit(run_benchmark(benchmark))
