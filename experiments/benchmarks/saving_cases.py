@@ -1,4 +1,4 @@
-"""What the library does once, or not at all, and what that is worth: seconds without the saving over seconds with it."""
+"""What the library does once, or not at all, and what that is worth: seconds without it over seconds with it."""
 
 from __future__ import annotations
 
