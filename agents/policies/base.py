@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,18 @@ from agents.flow import linear_sigmas
 from agents.samplers import Sampler
 from agents.types import Condition, PromptLike, join_conditions
 
+# Flow-GRPO's for SD3 (arXiv:2505.05470): the joint attention, not SD3.5's second attention and not the MLPs.
+SD3_LORA_TARGETS = (
+    "attn.to_q",
+    "attn.to_k",
+    "attn.to_v",
+    "attn.to_out.0",
+    "attn.add_q_proj",
+    "attn.add_k_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+)
+
 
 class FlowPolicy(ABC):
     """A flow-matching image generator seen as a policy over latents.
@@ -21,6 +33,9 @@ class FlowPolicy(ABC):
     ``x_sigma = (1 - sigma) x_0 + sigma noise``; the velocity is ``noise - x_0``; sigma is the only time. Everything
     about a backbone (timestep scaling, packing, VAE scaling, text encoders) stays in the subclass's own file.
     """
+
+    lora_targets: ClassVar[tuple[str, ...]] = SD3_LORA_TARGETS
+    """Ends of the names of the linear layers that adapters go into, where ``LoraSettings`` names none."""
 
     @property
     @abstractmethod

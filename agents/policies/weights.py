@@ -12,9 +12,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast, final
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from agents.policies.averaging import average_into
@@ -22,6 +24,7 @@ from agents.policies.base import FlowPolicy
 
 Version = Literal["current", "old", "reference", "ema"]
 VERSIONS: tuple[Version, ...] = ("current", "old", "reference", "ema")
+LORA_NAME = "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -31,21 +34,13 @@ class LoraSettings:
     Attributes:
         rank: r.
         alpha: the update is scaled by alpha / rank.
-        target_modules: names of the adapted linear layers; Flow-GRPO's for SD3.
+        target_modules: ends of the names of the adapted linear layers; the policy's own ``lora_targets`` where None,
+            which are Flow-GRPO's for SD3.
     """
 
     rank: int = 32
     alpha: int = 64
-    target_modules: tuple[str, ...] = (
-        "attn.to_q",
-        "attn.to_k",
-        "attn.to_v",
-        "attn.to_out.0",
-        "attn.add_q_proj",
-        "attn.add_k_proj",
-        "attn.add_v_proj",
-        "attn.to_add_out",
-    )
+    target_modules: tuple[str, ...] | None = None
 
 
 class PolicyWeights(ABC):
@@ -74,9 +69,19 @@ class PolicyWeights(ABC):
 
 @final
 class FullWeights(PolicyWeights):
-    """Every parameter learns; the other versions are frozen copies, made only for ``versions``."""
+    """Every parameter learns; the other versions are frozen copies, made only for ``versions``.
+
+    Raises:
+        ValueError: the parameters are not float32: an update is some 1e-4 of a weight, which bfloat16 rounds away.
+    """
 
     def __init__(self, policy: FlowPolicy, versions: Sequence[Version] = ("old", "reference", "ema")) -> None:
+        dtypes = {parameter.dtype for parameter in policy.transformer.parameters()}
+        if dtypes != {torch.float32}:
+            raise ValueError(
+                f"weights: expected float32 parameters to train in full, got {', '.join(sorted(map(str, dtypes)))}; "
+                "set float32_weights in the backbone's settings, or train adapters"
+            )
         self._policy = policy
         self._modules: dict[Version, nn.Module] = {"current": policy.transformer.requires_grad_(True)}
         for version in versions:
@@ -121,7 +126,7 @@ class FullWeights(PolicyWeights):
 class LoraWeights(PolicyWeights):
     """Adapters on a frozen base: ``current`` learns; ``old``, ``ema`` and, once reset, ``reference`` are adapters too.
 
-    Adapters start as the zero update, so that every version begins as the base.
+    Adapters start as the zero update, so that every version begins as the base. They are float32 whatever the base is.
     """
 
     def __init__(
@@ -133,13 +138,14 @@ class LoraWeights(PolicyWeights):
     ) -> None:
         from peft import LoraConfig, get_peft_model
 
+        targets = policy.lora_targets if settings.target_modules is None else settings.target_modules
         config = LoraConfig(
             r=settings.rank,
             lora_alpha=settings.alpha,
             init_lora_weights="gaussian",
-            target_modules=rf".*\.({'|'.join(name.replace('.', '[.]') for name in settings.target_modules)})",
+            target_modules=rf"(.*\.)?({'|'.join(name.replace('.', '[.]') for name in targets)})",
         )
-        self._policy = policy
+        self._policy, self._scale = policy, settings.alpha / settings.rank
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._model = get_peft_model(cast(Any, policy.transformer.requires_grad_(False)), config, "current")
@@ -182,13 +188,35 @@ class LoraWeights(PolicyWeights):
             for name, tensor in self.state().items():
                 tensor.copy_(tensors[name])
 
+    def save_lora(self, folder: Path, version: Version = "current") -> Path:
+        """Write a version as the file that ``load_lora_weights`` of the backbone's diffusers pipeline reads.
+
+        The scale alpha / rank is multiplied into B, so that a reader that takes alpha for the rank, as most do where a
+        file says nothing of it, has the same update.
+
+        Returns:
+            The file's path, ``pytorch_lora_weights.safetensors`` in the folder.
+        """
+        self._check(version)
+        tensors = {
+            f"transformer.{name.removeprefix('base_model.model.')}": tensor.detach()
+            * (self._scale if ".lora_B." in name else 1.0)
+            for name, tensor in self._tensors(version).items()
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / LORA_NAME)
+        return folder / LORA_NAME
+
     def _tensors(self, version: Version) -> dict[str, Tensor]:
         named = self._model.named_parameters()
         return {name.replace(f".{version}.", "."): p for name, p in named if f".{version}." in name and "lora_" in name}
 
-    def _activate(self, version: Version) -> None:
+    def _check(self, version: Version) -> None:
         if version not in self._versions:
             raise ValueError(f"weights: expected one of {list(self._versions)}, got {version!r}; keep that version")
+
+    def _activate(self, version: Version) -> None:
+        self._check(version)
         self._active = version
         self._model.set_adapter(version)
         for other in self._versions:

@@ -1,0 +1,56 @@
+"""The schedules of diffusers' flow-matching schedulers, for policies on published pipelines."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def scheduler_sigmas(
+    scheduler: Any, num_inference_steps: int, mu: float | None = None, sigmas: Sequence[float] | None = None
+) -> Tensor:
+    """What a pipeline's scheduler would step through.
+
+    Args:
+        scheduler: diffusers' ``FlowMatchEulerDiscreteScheduler``; it is left as it was.
+        num_inference_steps: T.
+        mu: of its dynamic shift, which :func:`dynamic_mu` computes; None where the shift is static.
+        sigmas: the unshifted grid that some pipelines give, T values; the scheduler's own where None.
+
+    Returns:
+        [T + 1] on the CPU, float32, falling from 1 to exactly 0.
+    """
+    own = copy.deepcopy(scheduler)
+    arguments = {} if mu is None else {"mu": mu}
+    if sigmas is None:
+        own.set_timesteps(num_inference_steps, device="cpu", **arguments)
+    else:
+        own.set_timesteps(sigmas=list(sigmas), device="cpu", **arguments)
+    result: Tensor = own.sigmas
+    return result.to("cpu", torch.float32)
+
+
+def dynamic_mu(scheduler: Any, num_tokens: int) -> float | None:
+    """The dynamic shift's mu, linear in the number of image tokens; None where the scheduler's shift is static.
+
+    SD3 and FLUX (arXiv:2403.03206, section 5.3.2, as published in code): ``base_shift`` at ``base_image_seq_len``
+    tokens, ``max_shift`` at ``max_image_seq_len``.
+    """
+    config = scheduler.config
+    if not config.use_dynamic_shifting:
+        return None
+    low, high = config.base_image_seq_len, config.max_image_seq_len
+    slope = (config.max_shift - config.base_shift) / (high - low)
+    return float(slope * num_tokens + (config.base_shift - slope * low))
+
+
+def scheduler_shift(scheduler: Any, mu: float | None = None) -> float:
+    """The shift that :func:`agents.flow.shift_sigmas` takes: the static one, or that of a mu (its exponential)."""
+    if mu is None:
+        return float(scheduler.shift)
+    return math.exp(mu) if scheduler.config.time_shift_type == "exponential" else mu
