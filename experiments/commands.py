@@ -18,10 +18,12 @@ from experiments.flags import Usage, parse, parse_run
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from agents.policies.scenes import ScenesPolicy
+    from agents.policies.base import FlowPolicy
     from rewards.base import Images
 
 _RESUME = "--resume"
+# The side in pixels up to which a picture is shown enlarged.
+_SMALL = 128
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -111,29 +113,33 @@ class SampleOptions:
     Attributes:
         prompt: what to draw; with a source image, what to change.
         source_image: picture to edit; resized to the policy's size.
+        keep_shape: edit at the source's proportions, the longer side as long as the policy's, as UniPic 2.0 does;
+            published models only.
         policy: folder of a run or of a policy; the base that ships with the package when left out.
         num_images: how many to draw.
         seed: of the noise; image i follows from (seed, i) alone.
         guidance_scale: classifier-free guidance, 1 is none; that of the run's evaluation when left out.
         num_inference_steps: denoising steps; those of the run's evaluation when left out.
         shift: of the sigma schedule, above 1 puts more steps at high noise; that of the run's evaluation when left out.
-        scale: each pixel becomes a square of this side, for pictures this small; 1 saves them as they are.
+        scale: each pixel becomes a square of this side; 4 for pictures as small as the embedded world's and 1 for others
+            when left out.
         output: where the picture goes; the suffix names the format.
     """
 
     prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
     source_image: tuple[Path, ...] = ()
+    keep_shape: bool = False
     policy: Path | None = None
     num_images: int = 4
     seed: int = 0
     guidance_scale: float | None = None
     num_inference_steps: int | None = None
     shift: float | None = None
-    scale: int = 4
+    scale: int | None = None
     output: Path = Path("grid.png")
 
     def __post_init__(self) -> None:
-        if self.num_images < 1 or self.scale < 1:
+        if self.num_images < 1 or (self.scale is not None and self.scale < 1):
             raise ValueError(f"num_images and scale: expected 1 or more, got {self.num_images} and {self.scale}")
         if len(self.source_image) > 1:
             raise ValueError(f"source_image: expected one picture, got {len(self.source_image)}; edit them in turn")
@@ -149,6 +155,7 @@ def sample(arguments: Sequence[str]) -> None:
         OSError: a file cannot be read or written.
     """
     options = parse(SampleOptions(tyro.MISSING), Usage("pdtr sample"), arguments)
+    import torch
     from PIL import Image
 
     from pdtr.sampling import evaluation_sampler, image_grid, load_policy, policy_folder, sample_images
@@ -163,14 +170,18 @@ def sample(arguments: Sequence[str]) -> None:
         shift=options.shift,
     )
     policy = load_policy(policy_folder(options.policy))
+    policy.to("cuda" if torch.cuda.is_available() else "cpu")
+    if options.keep_shape:
+        _take_shape(policy, options.source_image)
     sources = tuple(_source(path, policy.image_size) for path in options.source_image)
     _note_unknown_words(policy, options.prompt)
     prompt = Prompt(options.prompt, sources)
     images = sample_images(policy, prompt, options.num_images, options.seed, sampler)
     shown = [*sources, *images]
     num_columns = len(shown) if len(shown) <= 8 else 8
+    scale = options.scale or (4 if max(policy.image_size) <= _SMALL else 1)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image_grid(np.stack(shown), num_columns, options.scale)).save(options.output)
+    Image.fromarray(image_grid(np.stack(shown), num_columns, scale)).save(options.output)
     print(options.output)
 
 
@@ -253,7 +264,18 @@ def _source(path: Path, image_size: tuple[int, int]) -> Images:
     return image
 
 
-def _note_unknown_words(policy: ScenesPolicy, text: str) -> None:
+def _take_shape(policy: FlowPolicy, paths: Sequence[Path]) -> None:
+    """Have a published model draw at its source's proportions."""
+    from agents.policies.backbone import BackbonePolicy
+    from agents.policies.unipic2 import edit_size
+    from pdtr.sampling import picture_size
+
+    if not isinstance(policy, BackbonePolicy) or not paths:
+        raise ValueError("keep_shape: expected a published model and a source image; leave the flag out")
+    policy.resize(*edit_size(picture_size(paths[0]), max(policy.image_size)))
+
+
+def _note_unknown_words(policy: FlowPolicy, text: str) -> None:
     from pdtr.sampling import unknown_words
 
     words = unknown_words(policy, text)

@@ -11,6 +11,7 @@ from agents.algorithms.base import Algorithm, changed
 from agents.algorithms.diffusion_nft import DiffusionNFT
 from agents.functional import check_choice
 from agents.learner import LearnerSettings
+from agents.policies.backbone import BackboneSettings
 from agents.policies.weights import LoraSettings
 from agents.samplers import ODE, Sampler
 from pdtr.aggregation import Aggregation
@@ -51,7 +52,10 @@ class TrainConfig:
 
     Attributes:
         output_dir: where everything of the run goes.
-        base: folder of the policy to start from; the one that ships with the package when empty.
+        base: folder of the policy to start from, a published model's in diffusers' layout, or the latter's name on the
+            hub; the base that ships with the package when empty.
+        backbone: size, precision and memory of a published model; those that its folder was saved with, or else the
+            defaults, when empty.
         algorithm: what is descended, and how rollouts are drawn.
         curriculum: what is practised when.
         rewards: what is trained on in place of the ground truth, which is measured all the same.
@@ -75,6 +79,7 @@ class TrainConfig:
 
     output_dir: Path = Path("runs/pdtr_scenes")
     base: Path | None = None
+    backbone: BackboneSettings | None = None
     algorithm: Algorithm = field(default_factory=DiffusionNFT)
     curriculum: Curriculum = field(default_factory=lambda: pdtr_curriculum(40, 40))
     rewards: RewardSource = field(default_factory=GroundTruth)

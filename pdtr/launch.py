@@ -30,7 +30,7 @@ _PACKAGES = ("pdtr", "torch", "diffusers", "transformers", "gymnasium", "peft", 
 def train(
     config: TrainConfig, tasks: Mapping[str, Task] | None = None, resume: bool = False, recipe: str = "custom"
 ) -> Path:
-    """Train, then write the policy, a picture of before and after, and the report.
+    """Train, then write the policy, a published model's adapters, a picture of before and after, and the report.
 
     Args:
         config: the run.
@@ -49,6 +49,8 @@ def train(
     import torch
     from accelerate import Accelerator
 
+    from agents.policies.backbone import BackbonePolicy
+    from agents.policies.weights import LoraWeights
     from pdtr.picture import write_picture
     from pdtr.progress import Progress
     from pdtr.report import write_report
@@ -62,7 +64,7 @@ def train(
     accelerator = Accelerator()
     if accelerator.num_processes > 1:
         raise ValueError(f"expected one process, got {accelerator.num_processes}; several are not supported yet")
-    policy = load_policy(policy_folder(config.base))
+    policy = load_policy(policy_folder(config.base), config.backbone)
     policy.to(accelerator.device)
     if tasks is None:
         measured = config.evaluation
@@ -78,7 +80,9 @@ def train(
             trainer.logbook.truncate(0)
         trainer.train()
     with trainer.weights.use(trainer.evaluated_version):
-        if config.lora is not None:
+        if isinstance(trainer.weights, LoraWeights):
+            if isinstance(policy, BackbonePolicy):
+                trainer.weights.save_lora(config.output_dir / "lora", trainer.evaluated_version)
             policy.transformer = merged(policy.transformer)
         policy.save(config.output_dir / "policy")
     if config.evaluation.num_grid:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -11,15 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+    from agents.policies.backbone import BackboneSettings
     from agents.policies.base import FlowPolicy
-    from agents.policies.scenes import ScenesPolicy
     from agents.samplers import ODE, Sampler
     from rewards.base import Images, Prompt
 
-# Samples drawn at once; it bounds memory and changes no image but in the last bits.
-_CHUNK_SIZE = 32
+# Samples, and pixels in all, drawn at once; it bounds memory and changes no image but in the last bits.
+_CHUNK_SIZE, _CHUNK_PIXELS = 32, 2**22
 _GAP = 2
 _WHITE = 255
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # A sampler's fields, and what they are called in a policy's configuration.
 _SAMPLER_FIELDS = {
     "num_inference_steps": "num_inference_steps",
@@ -31,6 +35,8 @@ _SAMPLER_FIELDS = {
 def policy_folder(folder: Path | None = None) -> Path:
     """The policy of a run's folder, or the folder itself; the base that ships with the package where None is given.
 
+    What looks like a repository of the hub ("owner/name", and no folder of that name) is returned as it is.
+
     Raises:
         ValueError: there is no such folder, or the run in it has not finished.
     """
@@ -39,6 +45,8 @@ def policy_folder(folder: Path | None = None) -> Path:
     if folder is None:
         return BASE
     if not folder.is_dir():
+        if _HUB_NAME.fullmatch(str(folder)) and not folder.parent.exists():
+            return folder
         raise ValueError(f"{folder}: expected the folder of a run or of a policy, got no folder of that name")
     if (folder / "policy").is_dir():
         return folder / "policy"
@@ -47,16 +55,26 @@ def policy_folder(folder: Path | None = None) -> Path:
     return folder
 
 
-def load_policy(folder: Path) -> ScenesPolicy:
-    """Load a saved policy.
+def load_policy(folder: Path, settings: BackboneSettings | None = None) -> FlowPolicy:
+    """Load a saved policy: of the embedded world, or a published model in diffusers' layout.
+
+    Args:
+        folder: of the policy, or a repository of the hub.
+        settings: of a published model; those that it was saved with, or else the defaults, where None.
 
     Raises:
-        ValueError: the folder is not a policy's, or a file in it is damaged.
+        ValueError: the folder is not a policy's, or a file in it is damaged; or there are settings for a policy of the
+            embedded world, which has none.
     """
     from safetensors import SafetensorError
 
+    from agents.policies.loading import is_backbone, load_backbone
     from agents.policies.scenes import ScenesPolicy
 
+    if is_backbone(folder) or not folder.is_dir():
+        return load_backbone(folder, settings)
+    if settings is not None:
+        raise ValueError(f"{folder}: expected a model in diffusers' layout for the settings of a backbone, got another")
     try:
         return ScenesPolicy.load(folder)
     except (SafetensorError, TypeError, KeyError, RuntimeError, ZeroDivisionError, json.JSONDecodeError) as error:
@@ -78,12 +96,12 @@ def evaluation_sampler(folder: Path | None, **changes: float | None) -> ODE:
     """
     from agents.samplers import ODE
 
-    policy = policy_folder(folder).absolute()
+    policy = policy_folder(folder)
     recorded: Mapping[str, Any] | None = None
-    if policy.name == "policy":
-        recorded = _run_sampler(_read_config(policy.parent / "config.json"))
+    if policy.absolute().name == "policy":
+        recorded = _run_sampler(_read_config(policy.absolute().parent / "config.json"))
     if recorded is None:
-        recorded = _policy_sampler(_read_config(policy / "config.json"))
+        recorded = _policy_sampler(policy)
     chosen: dict[str, Any] = {**recorded} | {name: value for name, value in changes.items() if value is not None}
     try:
         return ODE(**chosen)
@@ -114,12 +132,20 @@ def _run_sampler(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return {name: found[name] for name in _SAMPLER_FIELDS}
 
 
-def _policy_sampler(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The sampler in a policy's configuration; what it does not say is the default of its class."""
+def _policy_sampler(folder: Path) -> Mapping[str, Any]:
+    """The sampler that a policy or a published model is drawn with; what is not said is the default of its class."""
+    from agents.policies.loading import backbone_class, is_backbone
     from agents.policies.scenes import ScenesPolicyConfig
 
+    if is_backbone(folder) or not folder.is_dir():
+        return _sampler_fields(backbone_class(folder).default_sampler)
+    config = _read_config(folder / "config.json")
     defaults = {field.name: field.default for field in fields(ScenesPolicyConfig)}
     return {name: config.get(key, defaults[key]) for name, key in _SAMPLER_FIELDS.items()}
+
+
+def _sampler_fields(sampler: Sampler) -> Mapping[str, Any]:
+    return {name: getattr(sampler, name) for name in _SAMPLER_FIELDS}
 
 
 def load_source_image(path: Path, image_size: tuple[int, int]) -> tuple[Images, tuple[int, int]]:
@@ -136,18 +162,31 @@ def load_source_image(path: Path, image_size: tuple[int, int]) -> tuple[Images, 
         ValueError: the file is not a picture.
         OSError: it cannot be read.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image
 
-    try:
-        with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
-        raise ValueError(f"{path}: expected a picture, got a file that cannot be read as one ({error})") from error
+    picture = _read_picture(path)
     height, width = image_size
     found = (picture.height, picture.width)
     if found != image_size:
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)
     return np.asarray(picture, np.uint8), found
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a picture to edit, as :func:`load_source_image` finds it, with the same errors."""
+    picture = _read_picture(path)
+    return picture.height, picture.width
+
+
+def _read_picture(path: Path) -> Picture:
+    """A picture in RGB, the way up that its camera meant."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+        raise ValueError(f"{path}: expected a picture, got a file that cannot be read as one ({error})") from error
 
 
 def sample_images(policy: FlowPolicy, prompt: Prompt, num_images: int, seed: int, sampler: Sampler) -> Images:
@@ -169,8 +208,10 @@ def sample_images(policy: FlowPolicy, prompt: Prompt, num_images: int, seed: int
     images = []
     with torch.no_grad():
         condition = policy.encode([prompt])
-        for start in range(0, num_images, _CHUNK_SIZE):
-            count = min(_CHUNK_SIZE, num_images - start)
+        height, width = policy.image_size
+        chunk_size = max(1, min(_CHUNK_SIZE, _CHUNK_PIXELS // (height * width)))
+        for start in range(0, num_images, chunk_size):
+            count = min(chunk_size, num_images - start)
             seeds = [derive_seed(seed, "sample", index) for index in range(start, start + count)]
             trajectory = denoise(policy, condition.repeat_interleave(count), sampler, steps, seeds)
             images.append(policy.decode(trajectory.x_0).cpu().numpy())
@@ -202,10 +243,16 @@ def image_grid(images: Images, num_columns: int, scale: int = 1) -> Images:
     return grid
 
 
-def unknown_words(policy: ScenesPolicy, text: str) -> list[str]:
-    """Words of a text that the policy was never shown: it takes them all for one and the same, or does not see them."""
+def unknown_words(policy: FlowPolicy, text: str) -> list[str]:
+    """Words of a text that the policy was never shown: it takes them all for one and the same, or does not see them.
+
+    None for a published model, whose tokenizers know all words.
+    """
+    from agents.policies.scenes import ScenesPolicy
     from agents.policies.scenes_parts import words_of
 
+    if not isinstance(policy, ScenesPolicy):
+        return []
     known = set(policy.config.vocabulary)
     unknown: dict[str, None] = {}
     for piece in text.split():

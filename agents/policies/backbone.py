@@ -7,20 +7,25 @@ precision, memory and the embeddings' cache are here.
 
 from __future__ import annotations
 
+import json
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, final
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from agents.policies.base import FlowPolicy
-from agents.policies.embeddings import EmbeddingCache, Row, Visit, stack_rows
+from agents.policies.embeddings import EmbeddingCache, Row, Visit, content_hash, stack_rows
+from agents.samplers import ODE
 from agents.types import Condition, PromptLike
 
+INDEX_NAME, SETTINGS_NAME = "model_index.json", "pdtr_settings.json"
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
@@ -68,6 +73,11 @@ class BackboneSettings:
         """``dtype`` as torch has it."""
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.dtype]
 
+    @property
+    def weights_dtype(self) -> torch.dtype:
+        """The transformer's weights'."""
+        return torch.float32 if self.float32_weights else self.torch_dtype
+
 
 class BackbonePolicy(FlowPolicy):
     """A flow policy on a diffusers pipeline's parts.
@@ -81,8 +91,37 @@ class BackbonePolicy(FlowPolicy):
     """The diffusers pipeline class whose folders this policy loads and saves."""
     pixel_multiple: ClassVar[int] = 16
     """Height and width are multiples of it."""
+    default_sampler: ClassVar[ODE] = ODE(num_inference_steps=28, guidance_scale=4.5, shift=None)
+    """How the published model is usually drawn from, where nothing else is said."""
 
     def __init__(self, pipeline: Any, settings: BackboneSettings) -> None:
+        self.pipeline, self.settings = pipeline, settings
+        self.check_size(settings)
+        self._device = torch.device("cpu")
+        self._texts, self._sources = EmbeddingCache(settings.cached_prompts), EmbeddingCache(settings.cached_prompts)
+        for module in (self.transformer, pipeline.vae, *self.text_encoders):
+            module.eval().requires_grad_(False)
+        _cast(pipeline.vae, settings.torch_dtype)
+        self._prepare_transformer()
+        if settings.slice_vae:
+            pipeline.vae.enable_slicing()
+
+    def resize(self, height: int, width: int) -> None:
+        """Draw at another size from now on.
+
+        Raises:
+            ValueError: the model cannot.
+        """
+        settings = replace(self.settings, height=height, width=width)
+        self.check_size(settings)
+        self.settings = settings
+
+    def check_size(self, settings: BackboneSettings) -> None:
+        """Whether the model can draw at a size; a subclass may know more.
+
+        Raises:
+            ValueError: it cannot.
+        """
         for side in ("height", "width"):
             value, multiple = getattr(settings, side), self.pixel_multiple
             if value % multiple:
@@ -90,37 +129,41 @@ class BackbonePolicy(FlowPolicy):
                     f"{side}: expected a multiple of {multiple} pixels for {type(self).__name__}, got {value}; "
                     f"{max(multiple, round(value / multiple) * multiple)} would do"
                 )
-        self.pipeline, self.settings = pipeline, settings
-        self._device = torch.device("cpu")
-        self._texts, self._sources = EmbeddingCache(settings.cached_prompts), EmbeddingCache(settings.cached_prompts)
-        for module in (self.transformer, pipeline.vae, *self.text_encoders):
-            module.eval().requires_grad_(False)
-        pipeline.vae.to(settings.torch_dtype)
-        self._prepare_transformer()
-        if settings.slice_vae:
-            pipeline.vae.enable_slicing()
 
     @classmethod
     def load(cls, source: str | Path, settings: BackboneSettings) -> Self:
         """Load a folder in diffusers' layout, or a repository of the hub.
 
         Raises:
-            ValueError: it is not there, or a part of it is missing.
+            ValueError: it is not there, or a part of it is missing or damaged.
         """
-        import diffusers
-
-        pipeline_class: Any = getattr(diffusers, cls.pipeline_name)
         try:
-            pipeline = pipeline_class.from_pretrained(str(source), torch_dtype=settings.torch_dtype)
-        except (OSError, EnvironmentError, ValueError) as error:
+            with warnings.catch_warnings():
+                # diffusers 0.42 would have torch_dtype called dtype, which its older versions do not know.
+                warnings.filterwarnings("ignore", message=".*torch_dtype.*", category=FutureWarning)
+                pipeline = cls.load_pipeline(str(source), settings)
+        except (OSError, SafetensorError, ValueError) as error:
             raise ValueError(
                 f"{source}: expected the folder or hub name of a {cls.pipeline_name}, got none that loads ({error})"
             ) from error
         return cls(pipeline, settings)
 
+    @classmethod
+    def load_pipeline(cls, source: str, settings: BackboneSettings) -> Any:
+        """The pipeline of :meth:`load`; where its folders are not as diffusers' class has them, a subclass says how."""
+        import diffusers
+
+        pipeline_class: Any = getattr(diffusers, cls.pipeline_name)
+        dtypes = {"transformer": settings.weights_dtype, "default": settings.torch_dtype}
+        return pipeline_class.from_pretrained(source, torch_dtype=dtypes)
+
     def save(self, folder: Path) -> None:
-        """Write a folder that :meth:`load` and diffusers' own pipeline load: safetensors, at ``settings.dtype``."""
+        """Write a folder that diffusers' own pipeline loads, and the settings beside it: safetensors and JSON.
+
+        The transformer is written as it is held, in float32 with ``float32_weights``. Adapters must have been merged.
+        """
         self.pipeline.save_pretrained(str(folder), safe_serialization=True)
+        (folder / SETTINGS_NAME).write_text(json.dumps(asdict(self.settings), indent=1) + "\n")
 
     @property
     @final
@@ -160,7 +203,10 @@ class BackbonePolicy(FlowPolicy):
         has_source = [bool(prompt.source_images) for prompt in prompts]
         for kind in sorted(set(has_source)):
             chosen = [prompt for prompt, has in zip(prompts, has_source, strict=True) if has == kind]
-            self._text_rows(chosen[: self.settings.cached_prompts])
+            # What would push out the first of them again, the negative prompt included, is left to be asked for later.
+            kept = chosen[: max(0, self.settings.cached_prompts - 1)]
+            if kept:
+                self._text_rows(kept)
 
     @final
     @torch.no_grad()
@@ -188,10 +234,10 @@ class BackbonePolicy(FlowPolicy):
 
     @final
     def conditional_velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """:meth:`network_velocity`, autocast where the weights are kept in float32."""
+        """:meth:`network_velocity` on latents in ``dtype``, autocast where the weights are kept in float32."""
         needed = self.settings.float32_weights and self.dtype != torch.float32
         with torch.autocast(latents.device.type, self.dtype, enabled=needed):
-            return self.network_velocity(latents, sigma, condition.tensors)
+            return self.network_velocity(latents.to(self.dtype), sigma, condition.tensors)
 
     @property
     @abstractmethod
@@ -202,6 +248,9 @@ class BackbonePolicy(FlowPolicy):
     def embed_prompts(self, texts: Sequence[str], sources: Sequence[Sequence[Any]]) -> Sequence[Row]:
         """Embed texts, one row of tensors each, on any device.
 
+        It is called with one text at a time: a matrix product's last bits depend on the batch's shape, and so would an
+        embedding on what was asked for with it, which a resumed run does not know.
+
         Args:
             texts: B prompts, instructions or negative prompts.
             sources: the source images of each, uint8 [H, W, 3], for encoders that look at them.
@@ -209,7 +258,7 @@ class BackbonePolicy(FlowPolicy):
 
     @abstractmethod
     def encode_sources(self, images: Tensor) -> Tensor:
-        """Source images, uint8 [B, H, W, 3], to clean reference latents [B, C, h, w]."""
+        """Source images, uint8 [B, H, W, 3], to clean reference latents [B, C, h, w]; called with one at a time."""
 
     @abstractmethod
     def decode_latents(self, latents: Tensor) -> Tensor:
@@ -227,13 +276,18 @@ class BackbonePolicy(FlowPolicy):
         """Whether :meth:`embed_prompts` looks at source images; if not, a text is embedded once for all of them."""
         return False
 
+    def compile_blocks(self) -> None:
+        """Compile what the transformer repeats."""
+        transformer: Any = self.transformer
+        transformer.compile_repeated_blocks()
+
     def _prepare_transformer(self) -> None:
         transformer: Any = self.transformer
-        transformer.to(torch.float32 if self.settings.float32_weights else self.dtype)
+        _cast(transformer, self.settings.weights_dtype)
         if self.settings.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
         if self.settings.compile:
-            transformer.compile_repeated_blocks()
+            self.compile_blocks()
 
     def _text_rows(self, prompts: Sequence[PromptLike]) -> list[Row]:
         """Rows of the positive branch, then as many of the negative one."""
@@ -241,15 +295,14 @@ class BackbonePolicy(FlowPolicy):
         texts = [prompt.text for prompt in prompts] + [negative] * len(prompts)
         sources = [tuple(prompt.source_images) for prompt in prompts] * 2
         keys = [
-            (text, len(images), *(_key(image) for image in (images if self.reads_sources else ())))
+            (text, len(images), *(content_hash(image) for image in (images if self.reads_sources else ())))
             for text, images in zip(texts, sources, strict=True)
         ]
 
         def compute(missing: list[int]) -> Sequence[Row]:
             visit = Visit(self.text_encoders, self.settings.offload_encoders)
             return visit.run(
-                self._device,
-                lambda: self.embed_prompts([texts[i] for i in missing], [sources[i] for i in missing]),
+                self._device, lambda: [self.embed_prompts([texts[i]], [sources[i]])[0] for i in missing]
             )
 
         return self._texts.rows(keys, compute)
@@ -258,10 +311,10 @@ class BackbonePolicy(FlowPolicy):
         images = [image for prompt in prompts for image in prompt.source_images]
 
         def compute(missing: list[int]) -> Sequence[Row]:
-            batch = torch.from_numpy(np.stack([np.asarray(images[i]) for i in missing])).to(self._device)
-            return [{"latents": latents} for latents in self.encode_sources(batch)]
+            chosen = [torch.from_numpy(np.array(images[i])).to(self._device) for i in missing]
+            return [{"latents": self.encode_sources(image[None])[0]} for image in chosen]
 
-        rows = self._sources.rows([_key(image) for image in images], compute)
+        rows = self._sources.rows([content_hash(image) for image in images], compute)
         each = len(prompts[0].source_images)
         return [{f"reference_{j}": rows[i * each + j]["latents"] for j in range(each)} for i in range(len(prompts))]
 
@@ -290,6 +343,7 @@ def check_same_number_of_sources(prompts: Sequence[PromptLike]) -> None:
         )
 
 
-def _key(image: Any) -> tuple[Any, ...]:
-    array = np.asarray(image)
-    return (array.shape, array.tobytes())
+def _cast(module: Any, dtype: torch.dtype) -> None:
+    """Cast a module that was not loaded in its dtype: loading alone keeps float32 where a model needs it."""
+    if module.dtype != dtype:
+        module.to(dtype)

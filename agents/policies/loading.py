@@ -7,9 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from agents.policies.backbone import BackbonePolicy, BackboneSettings
+from agents.policies.backbone import INDEX_NAME, SETTINGS_NAME, BackbonePolicy, BackboneSettings
 
-INDEX_NAME = "model_index.json"
 # The class that a diffusers folder names, and the policy that runs it: module and class.
 POLICIES = {
     "StableDiffusion3Pipeline": ("agents.policies.sd3", "SD3Policy"),
@@ -25,22 +24,59 @@ POLICIES = {
 }
 
 
-def load_backbone(source: str | Path, settings: BackboneSettings) -> BackbonePolicy:
+# Published folders without an index are known by their transformer.
+_PIPELINES = {
+    "SD3Transformer2DModel": "StableDiffusion3Pipeline",
+    "SD3Transformer2DKontextModel": "StableDiffusion3KontextPipeline",
+}
+_TRANSFORMER_CONFIG = Path("transformer") / "config.json"
+
+
+def load_backbone(source: str | Path, settings: BackboneSettings | None = None) -> BackbonePolicy:
     """Load a published model as the policy of its kind.
 
     Args:
         source: a folder in diffusers' layout, or a repository of the hub.
-        settings: see :class:`BackboneSettings`.
+        settings: those that the folder was saved with where None, or else the defaults.
 
     Raises:
         ValueError: it is neither, or of a class that there is no policy for.
+    """
+    return backbone_class(source).load(source, saved_settings(source) if settings is None else settings)
+
+
+def backbone_class(source: str | Path) -> type[BackbonePolicy]:
+    """The policy of a folder's or a repository's kind.
+
+    Raises:
+        ValueError: as :func:`load_backbone`.
     """
     name = pipeline_name(source)
     if name not in POLICIES:
         raise ValueError(f"{source}: expected a pipeline of one of {', '.join(POLICIES)}, got {name}")
     module, policy = POLICIES[name]
     policy_class: type[BackbonePolicy] = getattr(importlib.import_module(module), policy)
-    return policy_class.load(source, settings)
+    return policy_class
+
+
+def saved_settings(source: str | Path) -> BackboneSettings:
+    """The settings that a policy was saved with, the defaults where it was not one of ours.
+
+    Raises:
+        ValueError: the file is damaged or not of this version.
+    """
+    path = Path(source) / SETTINGS_NAME
+    if not path.is_file():
+        return BackboneSettings()
+    try:
+        return BackboneSettings(**json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected a policy's settings, got others ({error}); delete the file") from error
+
+
+def is_backbone(folder: Path) -> bool:
+    """Whether a folder is in diffusers' layout."""
+    return any((folder / name).is_file() for name in (INDEX_NAME, _TRANSFORMER_CONFIG))
 
 
 def pipeline_name(source: str | Path) -> str:
@@ -49,10 +85,12 @@ def pipeline_name(source: str | Path) -> str:
     Raises:
         ValueError: there is no such folder or repository, or it is not in diffusers' layout.
     """
-    index = Path(source) / INDEX_NAME
+    folder = Path(source)
     try:
-        if Path(source).is_dir():
-            return str(json.loads(index.read_text())["_class_name"])
+        if (folder / INDEX_NAME).is_file():
+            return str(json.loads((folder / INDEX_NAME).read_text())["_class_name"])
+        if folder.is_dir():
+            return _PIPELINES[json.loads((folder / _TRANSFORMER_CONFIG).read_text())["_class_name"]]
         from diffusers import DiffusionPipeline
 
         pipeline_class: Any = DiffusionPipeline

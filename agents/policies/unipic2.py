@@ -6,7 +6,7 @@ of the embedded world and the published 2-billion-parameter model are this one f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,12 +23,16 @@ def kontext_forward(
     timestep: Tensor,
     prompt_embeds: Tensor,
     pooled: Tensor,
-    reference_latents: Tensor | None = None,
+    reference_latents: Tensor | Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """SD3's velocity, with the reference's tokens before the target's.
+    """SD3's velocity, with the references' tokens before the target's.
 
-    The reference goes through the target's own patch embedding, positions included, shares its timestep, and is
-    dropped after the last block; without one this is SD3's own forward pass.
+    A reference goes through the target's own patch embedding, positions included, shares its timestep, and is dropped
+    after the last block; without one this is SD3's own forward pass. Blocks are checkpointed where the transformer's
+    ``gradient_checkpointing`` is on, as in that pass.
+
+    Differs: the release takes one reference; here several stand one after the other, nothing but their content telling
+    them apart. With one it is the release's pass.
 
     Args:
         transformer: diffusers' SD3 transformer, unchanged.
@@ -36,29 +40,72 @@ def kontext_forward(
         timestep: 1000 sigma, [B].
         prompt_embeds: text states, [B, L, D].
         pooled: pooled text state, [B, P].
-        reference_latents: clean reference of the target's shape, [B, C, H, W], or None.
+        reference_latents: clean references of the target's shape, [B, C, H, W] each; one, several or None.
 
     Returns:
         Velocity, [B, C, H, W].
+
+    Raises:
+        ValueError: a reference has another shape than the target.
     """
     # The submodules are diffusers' own; as attributes of an nn.Module they are untyped.
     parts: Any = transformer
-    tokens = parts.pos_embed(latents)
-    num_target_tokens = tokens.shape[1]
-    if reference_latents is not None:
-        if reference_latents.shape != latents.shape:
+    references = [reference_latents] if isinstance(reference_latents, Tensor) else list(reference_latents or ())
+    for reference in references:
+        if reference.shape != latents.shape:
             raise ValueError(
                 f"reference_latents: expected the target's shape {tuple(latents.shape)}, "
-                f"got {tuple(reference_latents.shape)}; resize the source image to the output's size"
+                f"got {tuple(reference.shape)}; resize the source image to the output's size"
             )
-        tokens = torch.cat([parts.pos_embed(reference_latents), tokens], dim=1)
+    sequence = [parts.pos_embed(image) for image in (*references, latents)]
+    num_target_tokens = sequence[-1].shape[1]
+    tokens, text = torch.cat(sequence, dim=1), parts.context_embedder(prompt_embeds)
     temb = parts.time_text_embed(timestep, pooled)
-    text = parts.context_embedder(prompt_embeds)
+    is_checkpointed = parts.gradient_checkpointing and torch.is_grad_enabled()
     for block in parts.transformer_blocks:
-        text, tokens = block(hidden_states=tokens, encoder_hidden_states=text, temb=temb)
+        if is_checkpointed:
+            text, tokens = parts._gradient_checkpointing_func(block, tokens, text, temb)
+        else:
+            text, tokens = block(hidden_states=tokens, encoder_hidden_states=text, temb=temb)
     tokens = tokens[:, -num_target_tokens:]
     patches = parts.proj_out(parts.norm_out(tokens, temb))
     return _unpatchify(patches, latents.shape, parts.config.patch_size)
+
+
+def kontext_velocity(transformer: nn.Module, latents: Tensor, sigma: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """:func:`kontext_forward` on a condition's tensors.
+
+    Args:
+        transformer: diffusers' SD3 transformer.
+        latents: [B, C, H, W].
+        sigma: [B].
+        tensors: ``prompt_embeds`` [B, L, D], ``pooled`` [B, P], and in editing ``reference_0``, ``reference_1``, ...,
+            [B, C, H, W] each.
+    """
+    references = [tensors[f"reference_{i}"] for i in range(sum(name.startswith("reference_") for name in tensors))]
+    return kontext_forward(transformer, latents, sigma * 1000, tensors["prompt_embeds"], tensors["pooled"], references)
+
+
+def edit_size(source_size: tuple[int, int], longer_edge: int = 512, factor: int = 32) -> tuple[int, int]:
+    """The size at which UniPic 2.0's released scripts edit a picture, and at which its source is shown to the model.
+
+    The longer side becomes ``longer_edge``, the other keeps the proportions as far as multiples of ``factor`` allow.
+    Differs: never less than one multiple.
+
+    Args:
+        source_size: (height, width) in pixels.
+        longer_edge: in pixels.
+        factor: in pixels.
+
+    Returns:
+        (height, width).
+    """
+    longer = max(source_size)
+
+    def side(length: int) -> int:
+        return longer_edge if length == longer else max(factor, round(length * (longer_edge / longer) / factor) * factor)
+
+    return side(source_size[0]), side(source_size[1])
 
 
 def num_channels(transformer: nn.Module) -> int:
@@ -163,7 +210,7 @@ class KontextPolicy(FlowPolicy):
         states, pooled = self.prompt_encoder.encode(texts, references is not None)
         tensors = {"prompt_embeds": states, "pooled": pooled}
         if references is not None:
-            tensors["reference_latents"] = references
+            tensors["reference_0"] = references
         return {name: tensor.to(self.device, self.dtype) for name, tensor in tensors.items()}
 
     def _references(self, prompts: Sequence[PromptLike]) -> Tensor | None:
@@ -188,12 +235,4 @@ class KontextPolicy(FlowPolicy):
 
     def conditional_velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """The transformer's velocity at timestep ``1000 sigma``."""
-        tensors = condition.tensors
-        return kontext_forward(
-            self._transformer,
-            latents,
-            sigma * 1000,
-            tensors["prompt_embeds"],
-            tensors["pooled"],
-            tensors.get("reference_latents"),
-        )
+        return kontext_velocity(self._transformer, latents, sigma, condition.tensors)

@@ -143,7 +143,7 @@ class LoraWeights(PolicyWeights):
             r=settings.rank,
             lora_alpha=settings.alpha,
             init_lora_weights="gaussian",
-            target_modules=rf"(.*\.)?({'|'.join(name.replace('.', '[.]') for name in targets)})",
+            target_modules=rf".*\.({'|'.join(name.replace('.', '[.]') for name in targets)})",
         )
         self._policy, self._scale = policy, settings.alpha / settings.rank
         with torch.random.fork_rng(devices=[]):

@@ -10,7 +10,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from agents.policies.scenes import ScenesPolicy
-from agents.policies.unipic2 import kontext_forward
+from agents.policies.unipic2 import edit_size, kontext_forward
 from rewards.base import Prompt
 
 
@@ -86,6 +86,78 @@ def test_reference_comes_first_and_shares_the_targets_positions(sd3: SD3Transfor
         kontext_forward(sd3, **inputs, reference_latents=reference)
         assert torch.equal(seen[0][:, :16], sd3.pos_embed(reference))
         assert torch.equal(seen[0][:, 16:], sd3.pos_embed(inputs["latents"]))
+
+
+def test_one_reference_of_several_is_the_released_pass(sd3: SD3Transformer2DModel) -> None:
+    inputs = _inputs()
+    reference = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        one = kontext_forward(sd3, **inputs, reference_latents=reference)
+        assert torch.equal(kontext_forward(sd3, **inputs, reference_latents=[reference]), one)
+        assert torch.equal(kontext_forward(sd3, **inputs, reference_latents=[]), kontext_forward(sd3, **inputs))
+
+
+def test_several_references_stand_before_the_target_in_their_order(sd3: SD3Transformer2DModel) -> None:
+    inputs = _inputs()
+    seen: list[torch.Tensor] = []
+    sd3.transformer_blocks[0].register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(kwargs["hidden_states"]), with_kwargs=True
+    )
+    references = [torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (2, 3)]
+    with torch.no_grad():
+        both = kontext_forward(sd3, **inputs, reference_latents=references)
+        tokens = [sd3.pos_embed(image) for image in (*references, inputs["latents"])]
+        assert torch.equal(seen[0], torch.cat(tokens, dim=1))
+        # Positions are added to the tokens and attention sees a set: the references' order is no information.
+        swapped = kontext_forward(sd3, **inputs, reference_latents=references[::-1])
+        first = kontext_forward(sd3, **inputs, reference_latents=references[:1])
+    assert torch.allclose(both, swapped, atol=1e-5)
+    assert not torch.allclose(both, first, atol=1e-3)
+
+
+@pytest.mark.parametrize("num_references", [0, 2])
+def test_checkpointing_changes_no_gradient(sd3: SD3Transformer2DModel, num_references: int) -> None:
+    inputs = _inputs()
+    references = [inputs["latents"] * (2 + i) for i in range(num_references)]
+    runs: list[int] = []
+    sd3.transformer_blocks[0].register_forward_pre_hook(lambda *_: runs.append(1))
+
+    def gradients() -> list[torch.Tensor]:
+        kontext_forward(sd3, **inputs, reference_latents=references).square().sum().backward()
+        found = [parameter.grad for parameter in sd3.parameters() if parameter.grad is not None]
+        sd3.zero_grad(set_to_none=True)
+        return [gradient.clone() for gradient in found]
+
+    plain = gradients()
+    assert len(runs) == 1
+    sd3.enable_gradient_checkpointing()
+    recomputed = gradients()
+    assert len(runs) == 3
+    assert len(plain) == len(recomputed) > 0
+    assert all(torch.equal(one, other) for one, other in zip(plain, recomputed, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("source_size", "options", "expected"),
+    [
+        ((1024, 1024), {}, (512, 512)),
+        ((512, 384), {}, (512, 384)),
+        ((480, 640), {}, (384, 512)),
+        # 1080 * (512 / 1920) = 288 is nine times 32; 1079 gives 287.7.
+        ((1080, 1920), {}, (288, 512)),
+        ((1079, 1920), {}, (288, 512)),
+        # 500 * (512 / 800) = 320; 470 gives 300.8, nearer to 288 (12.8 off) than to 320.
+        ((800, 500), {}, (512, 320)),
+        ((800, 470), {}, (512, 288)),
+        ((100, 75), {"longer_edge": 1024}, (1024, 768)),
+        ((30, 1000), {}, (32, 512)),
+        ((48, 36), {"longer_edge": 64, "factor": 16}, (64, 48)),
+    ],
+)
+def test_sources_are_sized_as_in_the_released_scripts(
+    source_size: tuple[int, int], options: dict[str, int], expected: tuple[int, int]
+) -> None:
+    assert edit_size(source_size, **options) == expected
 
 
 def test_reference_of_another_size_is_refused(sd3: SD3Transformer2DModel) -> None:

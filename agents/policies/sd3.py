@@ -1,0 +1,190 @@
+"""Stable Diffusion 3 and 3.5, and UniPic2-SD3.5M-Kontext, which is SD3.5-Medium with references: one policy.
+
+SD3 (arXiv:2403.03206): a joint transformer over text and image tokens, three text encoders, a 16-channel VAE.
+UniPic 2.0 (arXiv:2509.04548): the same weights' names and shapes, and the references' tokens before the image's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from agents.policies.backbone import INDEX_NAME, BackbonePolicy, BackboneSettings
+from agents.policies.embeddings import Row, content_hash, unstack
+from agents.policies.schedules import dynamic_mu, scheduler_shift, scheduler_sigmas
+from agents.policies.unipic2 import kontext_velocity, num_channels
+from agents.samplers import derive_seed, sample_noise
+
+MAX_TEXT_TOKENS = 512
+_DEFAULT_TEXT_TOKENS = 256
+UNIPIC2_EDIT_NEGATIVE_PROMPT = (
+    "blurry, low quality, low resolution, distorted, deformed, broken content, missing parts, damaged details, "
+    "artifacts, glitch, noise, pixelated, grainy, compression artifacts, bad composition, wrong proportion, "
+    "incomplete editing, unfinished, unedited areas."
+)
+"""The released editing script's default; ``BackboneSettings.edit_negative_prompt`` takes it."""
+# The scripts that were released with UniPic 2.0 load each folder with these, whatever the folders' own names for them.
+_MODELS = {"vae": "AutoencoderKL", "scheduler": "FlowMatchEulerDiscreteScheduler"}
+_ENCODERS = {
+    "text_encoder": ("CLIPTextModelWithProjection", "tokenizer", "CLIPTokenizer"),
+    "text_encoder_2": ("CLIPTextModelWithProjection", "tokenizer_2", "CLIPTokenizer"),
+    "text_encoder_3": ("T5EncoderModel", "tokenizer_3", "T5TokenizerFast"),
+}
+
+
+class SD3Policy(BackbonePolicy):
+    """SD3 without source images, Kontext with one or more.
+
+    Guidance takes text only: the negative branch has the same references, as released. Several references and any
+    number of them are an extension, see :func:`agents.policies.unipic2.kontext_forward`.
+
+    Args:
+        pipeline: diffusers' ``StableDiffusion3Pipeline``; its T5 encoder may be None.
+        settings: see :class:`BackboneSettings`; ``max_sequence_length`` is T5's, 256 by default and 512 at most.
+    """
+
+    pipeline_name = "StableDiffusion3Pipeline"
+
+    def __init__(self, pipeline: Any, settings: BackboneSettings) -> None:
+        if settings.max_sequence_length > MAX_TEXT_TOKENS:
+            raise ValueError(
+                f"max_sequence_length: expected at most {MAX_TEXT_TOKENS} for SD3, got {settings.max_sequence_length}"
+            )
+        super().__init__(pipeline, settings)
+
+    def check_size(self, settings: BackboneSettings) -> None:
+        """As for all, and at most what the table of positions holds: 6144 pixels a side for SD3.5, 1536 for SD3."""
+        super().check_size(settings)
+        config: Any = self.transformer.config
+        largest = config.pos_embed_max_size * config.patch_size * self.pipeline.vae_scale_factor
+        for side in ("height", "width"):
+            if getattr(settings, side) > largest:
+                raise ValueError(
+                    f"{side}: expected at most {largest} pixels for these weights' positions, "
+                    f"got {getattr(settings, side)}"
+                )
+
+    @classmethod
+    def load_pipeline(cls, source: str, settings: BackboneSettings) -> Any:
+        """Load part by part: UniPic2's index, where there is one, names classes that diffusers does not have."""
+        import diffusers
+        import transformers
+
+        library: Any = diffusers
+        dtype = settings.torch_dtype
+        parts = {
+            name: getattr(library, kind).from_pretrained(source, subfolder=name, torch_dtype=dtype)
+            for name, kind in _MODELS.items()
+        }
+        parts["transformer"] = library.SD3Transformer2DModel.from_pretrained(
+            source, subfolder="transformer", torch_dtype=settings.weights_dtype
+        )
+        for name, (kind, tokenizer, tokenizer_kind) in _ENCODERS.items():
+            parts[name] = parts[tokenizer] = None
+            if name != "text_encoder_3" or _has_t5(source):
+                parts[name] = getattr(transformers, kind).from_pretrained(source, subfolder=name, dtype=dtype)
+                parts[tokenizer] = getattr(transformers, tokenizer_kind).from_pretrained(source, subfolder=tokenizer)
+        return library.StableDiffusion3Pipeline(**parts)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w): 16 channels, an eighth of the pixels' size."""
+        height, width = (side // self.pipeline.vae_scale_factor for side in self.image_size)
+        return num_channels(self.transformer), height, width
+
+    @property
+    def own_shift(self) -> float:
+        """The scheduler's: 3 for the published models, or what it makes of the number of tokens."""
+        return scheduler_shift(self.pipeline.scheduler, self._mu)
+
+    def own_sigmas(self, num_inference_steps: int) -> Tensor:
+        """The scheduler's."""
+        return scheduler_sigmas(self.pipeline.scheduler, num_inference_steps, self._mu)
+
+    @property
+    def _mu(self) -> float | None:
+        _, height, width = self.latent_shape
+        return dynamic_mu(self.pipeline.scheduler, height * width // self.pipeline.patch_size**2)
+
+    @property
+    def text_encoders(self) -> Sequence[nn.Module]:
+        """Two CLIPs, and T5 where it is not left out."""
+        encoders = (getattr(self.pipeline, name) for name in _ENCODERS)
+        return [encoder for encoder in encoders if encoder is not None]
+
+    def embed_prompts(self, texts: Sequence[str], sources: Sequence[Sequence[Any]]) -> Sequence[Row]:
+        """``prompt_embeds`` [77 + T, 4096], CLIP's tokens and T5's (zeros without it), and ``pooled`` [2048]."""
+        states, _, pooled, _ = self.pipeline.encode_prompt(
+            list(texts),
+            None,
+            None,
+            device=self._device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.settings.max_sequence_length or _DEFAULT_TEXT_TOKENS,
+        )
+        return unstack({"prompt_embeds": states, "pooled": pooled})
+
+    def encode_sources(self, images: Tensor) -> Tensor:
+        """``(z - shift) scaling`` with z drawn from the encoder's Gaussian, as released.
+
+        Differs: the draw's seed is a hash of the image, so that an image has one encoding at any time and place.
+        """
+        vae = self.pipeline.vae
+        pixels = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+        gaussian = vae.encode(pixels.to(self.dtype)).latent_dist
+        seeds = [derive_seed("source", content_hash(image.cpu().numpy())) for image in images]
+        noise = sample_noise(seeds, gaussian.mean.shape[1:], gaussian.mean.device)
+        drawn = gaussian.mean + gaussian.std * noise.to(gaussian.mean.dtype)
+        latents: Tensor = (drawn - vae.config.shift_factor) * vae.config.scaling_factor
+        return latents
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """The VAE's decoder on ``latents / scaling + shift``."""
+        vae = self.pipeline.vae
+        images: Tensor = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample
+        return images
+
+    def network_velocity(self, latents: Tensor, sigma: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """:func:`agents.policies.unipic2.kontext_velocity`, the embedded world's policy's too."""
+        return kontext_velocity(self.transformer, latents, sigma, tensors)
+
+    def compile_blocks(self) -> None:
+        """Compile each joint block; diffusers does not say of SD3 what it repeats."""
+        transformer: Any = self.transformer
+        for block in transformer.transformer_blocks:
+            block.compile()
+
+
+def sd35_medium_config() -> dict[str, Any]:
+    """The arguments of ``SD3Transformer2DModel`` for SD3.5-Medium, and so for UniPic2-SD3.5M-Kontext.
+
+    From the released checkpoints' code, checked by count: 2,243,171,520 parameters and a buffer of 384 x 384 x 1536
+    positions, as reported for UniPic2's transformer (github.com/deepgenteam/deepgen).
+    """
+    return {
+        "sample_size": 128,
+        "patch_size": 2,
+        "in_channels": 16,
+        "out_channels": 16,
+        "num_layers": 24,
+        "num_attention_heads": 24,
+        "attention_head_dim": 64,
+        "joint_attention_dim": 4096,
+        "caption_projection_dim": 1536,
+        "pooled_projection_dim": 2048,
+        "pos_embed_max_size": 384,
+        "dual_attention_layers": tuple(range(13)),
+        "qk_norm": "rms_norm",
+    }
+
+
+def _has_t5(source: str) -> bool:
+    """Whether a folder has the third encoder; a repository of the hub is taken to have it."""
+    folder = Path(source)
+    if (folder / INDEX_NAME).is_file():
+        return json.loads((folder / INDEX_NAME).read_text()).get("text_encoder_3", [None])[0] is not None
+    return not folder.is_dir() or (folder / "text_encoder_3").is_dir()
