@@ -301,9 +301,7 @@ class BackbonePolicy(FlowPolicy):
 
         def compute(missing: list[int]) -> Sequence[Row]:
             visit = Visit(self.text_encoders, self.settings.offload_encoders)
-            return visit.run(
-                self._device, lambda: [self.embed_prompts([texts[i]], [sources[i]])[0] for i in missing]
-            )
+            return visit.run(self._device, lambda: [self.embed_prompts([texts[i]], [sources[i]])[0] for i in missing])
 
         return self._texts.rows(keys, compute)
 

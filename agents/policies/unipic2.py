@@ -103,7 +103,9 @@ def edit_size(source_size: tuple[int, int], longer_edge: int = 512, factor: int 
     longer = max(source_size)
 
     def side(length: int) -> int:
-        return longer_edge if length == longer else max(factor, round(length * (longer_edge / longer) / factor) * factor)
+        return (
+            longer_edge if length == longer else max(factor, round(length * (longer_edge / longer) / factor) * factor)
+        )
 
     return side(source_size[0]), side(source_size[1])
 

@@ -262,7 +262,9 @@ def test_unipic2s_own_classes_are_read(
     load().save(tmp_path)
     (tmp_path / "pdtr_settings.json").unlink()
     index, config = tmp_path / "model_index.json", tmp_path / "transformer" / "config.json"
-    rename(index, _class_name="StableDiffusion3KontextPipeline", transformer=["unipicv2", "SD3Transformer2DKontextModel"])
+    rename(
+        index, _class_name="StableDiffusion3KontextPipeline", transformer=["unipicv2", "SD3Transformer2DKontextModel"]
+    )
     rename(config, _class_name="SD3Transformer2DKontextModel")
     if not has_index:
         index.unlink()
@@ -286,9 +288,7 @@ def test_the_third_encoder_may_be_left_out(folder: Path, load: Callable[..., SD3
     check_saving(policy, tmp_path / "saved")
 
 
-def test_adapters_load_into_the_plain_pipeline(
-    folder: Path, load: Callable[..., SD3Policy], tmp_path: Path
-) -> None:
+def test_adapters_load_into_the_plain_pipeline(folder: Path, load: Callable[..., SD3Policy], tmp_path: Path) -> None:
     policy = load()
     weights = lora(policy)
     assert isinstance(weights, LoraWeights)
@@ -336,10 +336,14 @@ def test_folders_that_are_no_models(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected a folder in diffusers' layout \(model_index.json\)"):
         load_backbone(tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "DDPMPipeline"}')
-    with pytest.raises(ValueError, match="expected a pipeline of one of StableDiffusion3Pipeline, .*, got DDPMPipeline"):
+    with pytest.raises(
+        ValueError, match="expected a pipeline of one of StableDiffusion3Pipeline, .*, got DDPMPipeline"
+    ):
         load_backbone(tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}')
-    with pytest.raises(ValueError, match="expected the folder or hub name of a StableDiffusion3Pipeline, got none that"):
+    with pytest.raises(
+        ValueError, match="expected the folder or hub name of a StableDiffusion3Pipeline, got none that"
+    ):
         load_backbone(tmp_path)
     (tmp_path / "pdtr_settings.json").write_text('{"height": 64, "colour": "red"}')
     with pytest.raises(ValueError, match=r"pdtr_settings\.json: expected a policy's settings, got others .*colour"):
