@@ -12,15 +12,17 @@ Three formats, told apart by the suffix and the keys:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from envs.data.lines import bounded_lines, decode_text, parse_object
+from envs.data.pictures import BadRowError, Limits, decode_picture, read_below
 from envs.spaces import UnicodeText, describe_text
 from rewards.base import Images, Prompt
 
@@ -28,7 +30,6 @@ MAX_BYTES = 2**25
 MAX_IMAGE_PIXELS = 2**26
 RESERVED_KEYS = ("prompt", "image", "id", "group")
 SUFFIXES = (".txt", ".jsonl")
-_IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 _TEXT = UnicodeText()
 
 
@@ -98,10 +99,6 @@ class LoadedPrompts:
     problems: tuple[Problem, ...]
 
 
-class _BadRowError(Exception):
-    """Arguments: what was expected, what came."""
-
-
 def load_prompts(path: Path | str, image_root: Path | str | None = None, max_bytes: int = MAX_BYTES) -> LoadedPrompts:
     """Read prompts from a file in one of this module's formats.
 
@@ -124,12 +121,12 @@ def load_prompts(path: Path | str, image_root: Path | str | None = None, max_byt
         _raise_missing(path)
     prompts, problems = [], []
     with path.open("rb") as handle:
-        for number, line in enumerate(_lines(handle, max_bytes), start=1):
+        for number, line in enumerate(bounded_lines(handle, max_bytes), start=1):
             try:
                 if line is None:
-                    raise _BadRowError(f"a line of at most {max_bytes} bytes", "a longer one")
-                prompts.append(parse(_decode(line, number), f"{path.stem}/{number:05d}"))
-            except _BadRowError as error:
+                    raise BadRowError(f"a line of at most {max_bytes} bytes", "a longer one")
+                prompts.append(parse(decode_text(line, number == 1), f"{path.stem}/{number:05d}"))
+            except BadRowError as error:
                 problems.append(Problem(number, *error.args))
     if not prompts:
         found = f"{len(problems)} bad rows, the first: {problems[0]}" if problems else "an empty file"
@@ -159,51 +156,23 @@ def _raise_missing(path: Path) -> NoReturn:
     raise FileNotFoundError(f"{path}: expected a prompts file, got no such file; {hint}")
 
 
-def _lines(handle: BinaryIO, max_bytes: int) -> Iterator[bytes | None]:
-    """Lines without their line feed; None for one that is too long, which is passed over without being held."""
-    while line := handle.readline(max_bytes + 1):
-        if len(line) <= max_bytes or line.endswith(b"\n"):
-            yield line.removesuffix(b"\n")
-            continue
-        while line and not line.endswith(b"\n"):
-            line = handle.readline(max_bytes)
-        yield None
-
-
-def _decode(line: bytes, number: int) -> str:
-    try:
-        # A file from Windows may begin with a byte order mark and end its lines with CR LF.
-        return line.removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise _BadRowError("UTF-8", f"the byte {line[error.start]:#04x} at {error.start}") from error
-
-
 def _checked_text(text: str) -> str:
     if not text.strip():
-        raise _BadRowError("a prompt", "an empty line")
+        raise BadRowError("a prompt", "an empty line")
     if text not in _TEXT:
-        raise _BadRowError(_TEXT.description, describe_text(text))
+        raise BadRowError(_TEXT.description, describe_text(text))
     return text
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
 def _parse_row(line: str, name: str, root: Path, max_bytes: int) -> Prompt:
-    try:
-        row = json.loads(line, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise _BadRowError("a JSON object", f"{describe_text(line)}: {error}") from error
-    if not isinstance(row, dict):
-        raise _BadRowError("a JSON object", f"a {type(row).__name__}")
+    row = parse_object(line)
     if row.get("prompt") not in _TEXT:
         keys = ", ".join(map(repr, list(row)[:8]))
         got = describe_text(row["prompt"]) if "prompt" in row else f"the keys {keys or 'of an empty object'}"
-        raise _BadRowError(f"'prompt': {_TEXT.description}", got)
+        raise BadRowError(f"'prompt': {_TEXT.description}", got)
     for key in ("id", "group"):
         if not isinstance(row.get(key, ""), str):
-            raise _BadRowError(f"{key!r}: a string", describe_text(row[key]))
+            raise BadRowError(f"{key!r}: a string", describe_text(row[key]))
     paths = row.get("image", [])
     sources = tuple(_load_image(each, root, max_bytes) for each in (paths if isinstance(paths, list) else [paths]))
     metadata = {key: value for key, value in row.items() if key not in RESERVED_KEYS}
@@ -212,21 +181,9 @@ def _parse_row(line: str, name: str, root: Path, max_bytes: int) -> Prompt:
 
 def _load_image(path: object, root: Path, max_bytes: int) -> Images:
     if not isinstance(path, str) or not path:
-        raise _BadRowError("'image': a relative path or a list of them", repr(path)[:80])
-    try:
-        full = (root / path).resolve()
-        if not full.is_relative_to(root.resolve()):
-            raise _BadRowError(f"'image': a path inside {root}", f"{path!r}; give image_root")
-        if full.stat().st_size > max_bytes:
-            raise _BadRowError(f"a picture of at most {max_bytes} bytes", f"{path!r} of {full.stat().st_size}")
-        with Image.open(full, formats=_IMAGE_FORMATS) as image:
-            if image.width * image.height > MAX_IMAGE_PIXELS:
-                raise _BadRowError(f"at most {MAX_IMAGE_PIXELS} pixels", f"{path!r} of {image.width}x{image.height}")
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except FileNotFoundError as error:
-        raise _BadRowError("'image': an existing file", f"{path!r}, not found in {root}") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _BadRowError(f"a whole {', '.join(_IMAGE_FORMATS)} picture", f"{path!r}: {error}") from error
+        raise BadRowError("'image': a relative path or a list of them", repr(path)[:80])
+    limits = Limits(max_bytes, MAX_IMAGE_PIXELS)
+    return decode_picture(read_below(path, root, limits, "image"), limits, repr(path))
 
 
 def save_prompts(path: Path | str, prompts: Sequence[Prompt]) -> None:

@@ -18,6 +18,7 @@ from pdtr.aggregation import Aggregation
 from pdtr.curriculum import Curriculum, StageCurriculum, pdtr_curriculum, split_prompts
 from pdtr.missing import MissingSettings
 from pdtr.reward_source import GroundTruth, RewardSource
+from pdtr.task_source import ScenesTasks, TaskSource
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class TrainConfig:
             defaults, when empty.
         algorithm: what is descended, and how rollouts are drawn.
         curriculum: what is practised when.
-        rewards: what is trained on in place of the ground truth, which is measured all the same.
+        tasks: what is practised and measured: the embedded world, or files of prompts with their rewards.
+        rewards: what is trained on in place of the tasks' own rewards, which are measured all the same.
         num_prompts: prompts an iteration.
         group_size: samples a prompt.
         chunk_size: samples drawn at once; divides num_prompts x group_size.
@@ -82,6 +84,7 @@ class TrainConfig:
     backbone: BackboneSettings | None = None
     algorithm: Algorithm = field(default_factory=DiffusionNFT)
     curriculum: Curriculum = field(default_factory=lambda: pdtr_curriculum(40, 40))
+    tasks: TaskSource = field(default_factory=ScenesTasks)
     rewards: RewardSource = field(default_factory=GroundTruth)
     num_prompts: int = 8
     group_size: int = 12

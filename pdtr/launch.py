@@ -34,7 +34,7 @@ def train(
 
     Args:
         config: the run.
-        tasks: what is practised and measured, with its rewards; both tasks of the embedded world by default.
+        tasks: what is practised and measured, with its rewards; those of ``config.tasks`` by default.
         resume: go on from the last checkpoint in ``config.output_dir``.
         recipe: the name that the report shows.
 
@@ -56,7 +56,6 @@ def train(
     from pdtr.report import write_report
     from pdtr.reward_source import GroundTruth
     from pdtr.sampling import load_policy, policy_folder
-    from pdtr.tasks import scenes_tasks
     from pdtr.trainer import Trainer
 
     last = _prepare(config.output_dir, resume)
@@ -67,8 +66,7 @@ def train(
     policy = load_policy(policy_folder(config.base), config.backbone)
     policy.to(accelerator.device)
     if tasks is None:
-        measured = config.evaluation
-        tasks = scenes_tasks(measured.num_prompts, measured.num_final_prompts, config.rewards.make_rewards())
+        tasks = config.tasks.make_tasks(config.evaluation, config.rewards.make_rewards())
     elif config.rewards != GroundTruth():
         raise ValueError("rewards: expected either tasks with their rewards or config.rewards, got both; drop one")
     _write_config(config, recipe)

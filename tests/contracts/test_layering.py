@@ -16,7 +16,7 @@ MAY_IMPORT = {
 OURS = {*MAY_IMPORT, "tests"}
 HEAVY = {"torch", "diffusers", "transformers", "gymnasium", "matplotlib", "accelerate"}
 STARTS_FAST = ("pdtr/__init__.py", "experiments/cli.py")
-EXTRAS = {"httpx", "starlette", "uvicorn", "trl", "datasets", "open_clip", "rapidocr", "onnxruntime", "vllm"}
+EXTRAS = {"httpx", "starlette", "uvicorn", "trl", "datasets", "pyarrow", "open_clip", "rapidocr", "onnxruntime", "vllm"}
 NEVER = {"torchvision"}
 
 

@@ -1,0 +1,112 @@
+"""Batches of both tasks for pre-training from files, made ahead by a thread each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from envs.data.batches import BatchSettings, TaskBatches
+from envs.data.examples import Examples
+from envs.data.fields import Kind
+from envs.data.prefetch import Prefetch
+from envs.data.problems import Problems
+from envs.data.records import RecordFiles, RecordSet
+from envs.scenes.pretraining import SupervisedBatch
+
+KINDS: dict[str, Kind] = {"t2i": "t2i", "edit": "edit"}
+_VERSION = 1
+
+
+class StreamBatches:
+    """Endless batches of ``"t2i"`` and ``"edit"`` sets; satisfies ``pdtr.pretraining_data.BatchSource``.
+
+    Its state is of one process: each saves and loads its own.
+
+    Args:
+        sets: the data sets of each task.
+        settings: see :class:`BatchSettings`.
+        rank: the process's number.
+        world_size: number of processes; every row of an epoch comes to exactly one of them.
+
+    Raises:
+        FileNotFoundError: a path or a glob finds nothing.
+        ValueError: there is an unknown task, one without sets, or a file of no known kind.
+    """
+
+    def __init__(
+        self,
+        sets: Mapping[str, Sequence[RecordSet]],
+        settings: BatchSettings = BatchSettings(),  # noqa: B008 (frozen)
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        unknown = sorted(set(sets) - set(KINDS))
+        if unknown or not sets or not all(sets.values()):
+            got = f"a task {unknown[0]!r}" if unknown else "none" if not sets else "a task without one"
+            raise ValueError(f"sets: expected data sets for {' or '.join(KINDS)}, got {got}")
+        drawing = settings.drawing(rank, world_size)
+        self._tasks: dict[str, TaskBatches] = {}
+        for task, of_task in sets.items():
+            files = [RecordFiles(data, KINDS[task], settings.limits) for data in of_task]
+            self._tasks[task] = TaskBatches(Examples(list(KINDS).index(task), files, drawing), settings)
+        self._states = {task: batches.state() for task, batches in self._tasks.items()}
+        self._ahead = {
+            task: Prefetch(lambda batches=batches: (batches.next(), batches.state()), settings.prefetch)
+            for task, batches in self._tasks.items()
+        }
+
+    def next_batch(self, task: str) -> SupervisedBatch:
+        """The next batch of a task: texts, targets, and for ``"edit"`` sources, uint8 [B, H, W, 3].
+
+        Raises:
+            ValueError: there are no sets for the task, or all rows of a file are bad.
+        """
+        if task not in self._ahead:
+            raise ValueError(f"task: expected one of {', '.join(self._ahead)}, got {task!r}; give it data sets")
+        batch, self._states[task] = self._ahead[task].next()
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position behind the last batch of each task that was handed out, as JSON."""
+        identities = {task: batches.examples.identity() for task, batches in self._tasks.items()}
+        return {"version": _VERSION, "identity": identities, "tasks": dict(self._states)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a position of :meth:`state_dict`: the next batches are those that would have come.
+
+        Raises:
+            ValueError: the position is of other files, another seed or another share.
+        """
+        if state.get("version") != _VERSION:
+            raise ValueError(f"state: expected version {_VERSION}, got {state.get('version')!r}")
+        for task, batches in self._tasks.items():
+            _check_same(task, state["identity"].get(task, {}), batches.examples.identity())
+        for task, batches in self._tasks.items():
+            self._ahead[task].stop()
+            batches.restore(state["tasks"][task])
+            self._states[task] = batches.state()
+
+    def problems(self) -> dict[str, Problems]:
+        """The bad rows of this sitting, by task; rows that were read ahead are among them."""
+        return {task: batches.examples.problems for task, batches in self._tasks.items()}
+
+    def write_problems(self, folder: Path) -> None:
+        """Write the counts and the first bad rows of each task to ``<task>_problems.jsonl``."""
+        for task, problems in self.problems().items():
+            problems.write(folder / f"{task}_problems.jsonl")
+
+    def close(self) -> None:
+        """End the threads."""
+        for task, batches in self._tasks.items():
+            self._ahead[task].stop()
+            batches.examples.close()
+
+
+def _check_same(task: str, recorded: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    for name, value in own.items():
+        if recorded.get(name) != value:
+            raise ValueError(
+                f"state of {task!r}: expected a position with the same {name} ({value}), got one with "
+                f"{recorded.get(name)}; start the data anew, or go on with what the position is of"
+            )

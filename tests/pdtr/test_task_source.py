@@ -1,0 +1,104 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.flags import Usage, parse_run
+from experiments.recipes.scenes import smoke
+from pdtr.config import EvaluationConfig, TrainConfig
+from pdtr.curriculum import pdtr_curriculum
+from pdtr.launch import train
+from pdtr.task_source import PromptFileTasks, ScenesTasks
+from pdtr.tasks import scenes_tasks
+from rewards.pixel import jpeg_compressibility, redness
+from tests.envs.record_files import png, write_rows
+
+EVALUATION = EvaluationConfig(num_prompts=3, num_final_prompts=4)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> PromptFileTasks:
+    (tmp_path / "t2i.txt").write_text("".join(f"a photo of {n} cups\n" for n in range(30)))
+    write_rows(
+        tmp_path / "edit.parquet", [{"instruction": f"turn {n}", "input_image": png(n, 60, 40)} for n in range(30)]
+    )
+    return PromptFileTasks(
+        t2i_prompts=tmp_path / "t2i.txt",
+        edit_prompts=tmp_path / "edit.parquet",
+        t2i_reward="rewards.pixel:redness",
+        edit_reward="rewards.pixel:redness",
+        image_size=(48, 48),
+    )
+
+
+def test_the_embedded_world_is_the_default() -> None:
+    assert TrainConfig().tasks == ScenesTasks()
+    made, expected = ScenesTasks().make_tasks(EVALUATION, {"edit": redness}), scenes_tasks(3, 4, {"edit": redness})
+    for name in ("t2i", "edit"):
+        assert [p.id for p in made[name].final] == [p.id for p in expected[name].final]
+        assert made[name].reward is expected[name].reward
+        assert made[name].held_out_reward is expected[name].held_out_reward
+
+
+def test_held_out_prompts_are_taken_out(files: PromptFileTasks) -> None:
+    tasks = files.make_tasks(EVALUATION)
+    for name, task in tasks.items():
+        assert (task.name, task.reward, task.held_out_reward) == (name, redness, None)
+        assert (len(task.tune), len(task.final), len(task.pool)) == (3, 4, 23)
+        texts = {prompt.text for prompt in task.pool.draw(np.random.default_rng(0), 23)}
+        assert len(texts | {prompt.text for prompt in [*task.tune, *task.final]}) == 30
+    assert all(prompt.source_images[0].shape == (48, 48, 3) for prompt in tasks["edit"].tune)
+
+
+def test_held_out_prompts_of_a_file(files: PromptFileTasks, tmp_path: Path) -> None:
+    (tmp_path / "held_out.txt").write_text("".join(f"{n} dogs\n" for n in range(7)))
+    task = replace(files, t2i_held_out=tmp_path / "held_out.txt", edit_prompts=None).make_tasks(EVALUATION)["t2i"]
+    assert [prompt.text for prompt in [*task.tune, *task.final]] == [f"{n} dogs" for n in range(7)]
+    assert len(task.pool) == 30
+    with pytest.raises(ValueError, match=r"held_out.txt: expected 3 \+ 40 held-out prompts, got 7; lower"):
+        replace(files, t2i_held_out=tmp_path / "held_out.txt").make_tasks(replace(EVALUATION, num_final_prompts=40))
+
+
+def test_a_runs_rewards_are_trained_on_and_the_tasks_own_measure(files: PromptFileTasks) -> None:
+    tasks = files.make_tasks(EVALUATION, {"edit": jpeg_compressibility})
+    assert (tasks["edit"].reward, tasks["edit"].held_out_reward) == (jpeg_compressibility, redness)
+    assert (tasks["t2i"].reward, tasks["t2i"].held_out_reward) == (redness, None)
+    only = replace(files, edit_reward="").make_tasks(EVALUATION, {"edit": jpeg_compressibility})
+    assert (only["edit"].reward, only["edit"].held_out_reward) == (jpeg_compressibility, None)
+
+
+def test_mistakes_are_named(files: PromptFileTasks, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected t2i_prompts, edit_prompts or both, got neither"):
+        PromptFileTasks().make_tasks(EVALUATION)
+    with pytest.raises(ValueError, match=r"edit_reward: expected a reward for .*edit.parquet, got none"):
+        replace(files, edit_reward="").make_tasks(EVALUATION)
+    with pytest.raises(ValueError, match=r"expected rewards for \['t2i'\], got one for 'edit'"):
+        replace(files, edit_prompts=None).make_tasks(EVALUATION, {"edit": redness})
+    with pytest.raises(ValueError, match="did you mean 'redness'"):
+        replace(files, t2i_reward="rewards.pixel:rednes").make_tasks(EVALUATION)
+    with pytest.raises(FileNotFoundError, match=r"did you mean 't2i\.txt'"):
+        replace(files, t2i_prompts=tmp_path / "t2j.txt").make_tasks(EVALUATION)
+    with pytest.raises(ValueError, match="expected more than 33 prompts"):
+        files.make_tasks(replace(EVALUATION, num_final_prompts=30))
+
+
+def test_a_run_on_files_starts_from_flags_and_trains(files: PromptFileTasks, tmp_path: Path) -> None:
+    recipe = replace(
+        smoke(),
+        tasks=PromptFileTasks(image_size=(48, 48)),
+        curriculum=pdtr_curriculum(1, 1),
+        num_prompts=2,
+        group_size=2,
+        chunk_size=2,
+        num_threads=1,
+        evaluation=replace(smoke().evaluation, num_prompts=3, num_final_prompts=4, chunk_size=4, num_grid=0),
+    )
+    flags = f"--tasks.t2i-prompts {files.t2i_prompts} --tasks.edit-prompts {files.edit_prompts}"
+    flags += " --tasks.t2i-reward rewards.pixel:redness --tasks.edit-reward rewards.pixel:redness"
+    config, _ = parse_run(recipe, Usage("pdtr train"), [*flags.split(), "--output-dir", str(tmp_path / "run")])
+    assert config.tasks == files
+    assert train(config).is_file()
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "reward/t2i" in rows
+    assert "reward/edit" in rows
