@@ -121,8 +121,8 @@ class SampleOptions:
         guidance_scale: classifier-free guidance, 1 is none; that of the run's evaluation when left out.
         num_inference_steps: denoising steps; those of the run's evaluation when left out.
         shift: of the sigma schedule, above 1 puts more steps at high noise; that of the run's evaluation when left out.
-        scale: each pixel becomes a square of this side; 4 for pictures as small as the embedded world's and 1 for others
-            when left out.
+        scale: each pixel becomes a square of this side; when left out, 4 for pictures as small as the embedded world's
+            and 1 for others.
         output: where the picture goes; the suffix names the format.
     """
 

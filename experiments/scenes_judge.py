@@ -37,7 +37,9 @@ class ScenesJudgeConfig:
         vision_layers: of the vision tower.
         vision_steps: of the vision tower alone; 0 leaves it as it is.
         num_steps: of the language model.
-        batch_size: edits of a step, half of them rendered.
+        batch_size: edits of a step.
+        rendered_share: of them that are rendered, new ones at every step; the policy's own come round again, and are
+            learnt by heart.
         learning_rate: peak, of Muon for the matrices.
         other_learning_rate: peak, of AdamW for the rest.
         num_measured: held-out edits of a point of the learning curve.
@@ -54,7 +56,8 @@ class ScenesJudgeConfig:
     vision_layers: int = 3
     vision_steps: int = 400
     num_steps: int = 1500
-    batch_size: int = 32
+    batch_size: int = 48
+    rendered_share: float = 0.75
     learning_rate: float = 4e-3
     other_learning_rate: float = 1e-3
     num_measured: int = 300
@@ -72,6 +75,8 @@ class ScenesJudgeConfig:
                 "vision_steps, batch_size, num_measured: expected at least 0, 2, 2, got "
                 f"{self.vision_steps}, {self.batch_size}, {self.num_measured}"
             )
+        if not 0 < self.rendered_share < 1:
+            raise ValueError(f"rendered_share: expected a share between 0 and 1, got {self.rendered_share}")
         if not (self.learning_rate > 0 and self.other_learning_rate > 0):
             raise ValueError(
                 f"learning rates: expected numbers above 0, got {self.learning_rate}, {self.other_learning_rate}"
@@ -155,7 +160,13 @@ def _shape(config: ScenesJudgeConfig) -> TinyVLM:
 def _rates(config: ScenesJudgeConfig) -> Rates:
     from experiments.scenes_judge_schedule import Rates
 
-    return Rates(config.learning_rate, config.other_learning_rate, config.batch_size, config.seed)
+    return Rates(
+        config.learning_rate,
+        config.other_learning_rate,
+        config.batch_size,
+        config.seed,
+        rendered_share=config.rendered_share,
+    )
 
 
 def _say(line: str) -> None:

@@ -23,6 +23,7 @@ class Rates:
         batch_size: edits of a step.
         seed: of the data's order.
         decay_share: the last share of the steps, over which the rates fall.
+        rendered_share: of a step's edits that are rendered.
     """
 
     learning_rate: float = 4e-3
@@ -30,6 +31,12 @@ class Rates:
     batch_size: int = 48
     seed: int = 0
     decay_share: float = 0.5
+    rendered_share: float = 0.75
+
+    @property
+    def num_rendered(self) -> int:
+        """Rendered edits of a step: one at least, and one fewer than all at most."""
+        return min(max(1, round(self.rendered_share * self.batch_size)), self.batch_size - 1)
 
 
 class Schedule:

@@ -1,6 +1,6 @@
 """Training of the digit judge: its vision tower reads the world, then the whole learns to grade edits in digits.
 
-A batch is half rendered edits, whose every cell is known, and half the policy's own. Grades alone, one number an edit,
+A batch is rendered edits, whose every cell is known, and some of the policy's own. Grades alone, one number an edit,
 teach a small model slowly to look; so it is also asked, at each token of the picture after, what stands there before
 the edit, after it, and as the instruction would have it. The heads that answer are thrown away.
 """
@@ -94,15 +94,15 @@ def train_digits(
         num_steps: optimiser steps.
     """
     train, held_out = edits
-    rng, half = np.random.default_rng((rates.seed, 2)), rates.batch_size // 2
+    rng = np.random.default_rng((rates.seed, 2))
     heads = CellHeads(_width(model))
     model.model.visual.requires_grad_(False)
     schedule = Schedule([model, heads], rates, num_steps)
     order = _endless(len(train), rng)
     losses, reads = list[float](), list[float]()
     for step in range(num_steps):
-        rendered = rendered_edits(rng, half, inputs.grid)
-        drawn = [train[next(order)] for _ in range(half)]
+        rendered = rendered_edits(rng, rates.num_rendered, inputs.grid)
+        drawn = [train[next(order)] for _ in range(rates.batch_size - rates.num_rendered)]
         loss, asked = _loss(model, heads, inputs, rendered, drawn)
         schedule.step(step, sum(loss, start=torch.zeros(())))
         losses.append(float(loss[0].detach()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,6 +73,15 @@ class RandomCodec:
         """Nothing to move."""
 
 
+class RandomPolicy(KontextPolicy):
+    """A transformer with random conditions; only the transformer can be saved."""
+
+    def save(self, folder: Path) -> None:
+        """Write the transformer as diffusers does."""
+        transformer: Any = self.transformer
+        transformer.save_pretrained(str(folder))
+
+
 def random_policy(
     sizes: Mapping[str, Any], image_size: int, device: torch.device | str, dtype: torch.dtype
 ) -> KontextPolicy:
@@ -87,10 +97,11 @@ def random_policy(
 
     build: Any = SD3Transformer2DModel
     with torch.device(device):
-        transformer: Any = build(**sizes).to(dtype).eval()
+        # The method of torch itself: diffusers' own warns of layers that it would keep in float32, and has none here.
+        transformer: Any = nn.Module.to(build(**sizes), dtype).eval()
     side = image_size // _PIXELS_A_LATENT
     texts, codec = RandomTexts(transformer.config, device, dtype), RandomCodec(transformer.config.in_channels)
-    return KontextPolicy(transformer, texts, codec, (image_size, image_size), (side, side))
+    return RandomPolicy(transformer, texts, codec, (image_size, image_size), (side, side))
 
 
 def count_passes(sizes: Mapping[str, Any], image_size: int, num_references: int) -> Passes:
