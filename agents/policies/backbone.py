@@ -42,6 +42,8 @@ class BackboneSettings:
         negative_prompt: the unconditional branch's text in text-to-image,
         edit_negative_prompt: and in editing.
         max_sequence_length: tokens of a prompt, where the backbone's encoder takes a limit; 0 is its own default.
+        distilled_guidance: the guidance that a distilled model takes as an input, beside a sampler's guidance_scale;
+            None is the model's own default (3.5 for FLUX.1-dev, 2.5 for FLUX.1-Kontext).
         offload_encoders: text encoders live on the CPU and visit the device once a rollout.
         cached_prompts: embeddings kept on the CPU; an SD3 prompt takes 2.7 MB in bfloat16.
         slice_vae: decode one image at a time.
@@ -56,6 +58,7 @@ class BackboneSettings:
     negative_prompt: str = ""
     edit_negative_prompt: str = ""
     max_sequence_length: int = 0
+    distilled_guidance: float | None = None
     offload_encoders: bool = True
     cached_prompts: int = 256
     slice_vae: bool = True
