@@ -74,6 +74,18 @@ def test_deterministic_sampling_is_the_pipelines(
         checks.check_images(policy, x_0, expected)
 
 
+def test_references_are_the_pipelines_latents_in_order(pipeline: Any, policy: BackbonePolicy) -> None:
+    prompts = asks(policy, 2)
+    condition = policy.encode(prompts)
+    for sample, prompt in enumerate(prompts):
+        images = [pipeline.image_processor.preprocess(picture) for picture in checks.pictures(prompt.source_images)]
+        with torch.no_grad():
+            expected, _ = pipeline.prepare_image_latents(images, 1, None, "cpu", torch.float32)
+        ours = [condition.tensors[f"reference_{index}"][sample] for index in range(2)]
+        packed = torch.cat([latents.flatten(1).T for latents in ours])
+        torch.testing.assert_close(packed, expected[0], atol=1e-5, rtol=1e-5)
+
+
 def test_prompts_and_references_and_their_order_are_heard(policy: BackbonePolicy) -> None:
     plain, one, two = (asks(policy, count) for count in TASKS)
     swapped = [Prompt(prompt.text, prompt.source_images[::-1]) for prompt in two]

@@ -92,6 +92,20 @@ def test_distilled_guidance_is_a_setting_and_reaches_the_transformer(
     assert not torch.allclose(x_0, checks.rollout(policies["dev"], asks(policy, 0), sampler).x_0, atol=1e-3)
 
 
+def test_a_reference_is_the_mode_of_the_vaes_posterior(
+    pipelines: dict[str, Any], policies: dict[str, BackbonePolicy]
+) -> None:
+    policy, pipeline = policies["kontext"], pipelines["kontext"]
+    prompts = asks(policy, 1)
+    images = pipeline.image_processor.preprocess(checks.pictures([prompt.source_images[0] for prompt in prompts]))
+    with torch.no_grad():
+        expected = pipeline._encode_vae_image(images, generator=torch.Generator())
+    condition = policy.encode(prompts)
+    assert condition.negative is not None
+    for branch in (condition, condition.negative):
+        torch.testing.assert_close(branch.tensors["reference_0"], expected, atol=1e-5, rtol=1e-5)
+
+
 def test_prompts_and_references_are_heard(policies: dict[str, BackbonePolicy]) -> None:
     policy = policies["kontext"]
     plain, edit = asks(policy, 0), asks(policy, 1)
