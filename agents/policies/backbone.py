@@ -8,6 +8,7 @@ precision, memory and the embeddings' cache are here.
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -43,7 +44,7 @@ class BackboneSettings:
         edit_negative_prompt: and in editing.
         max_sequence_length: tokens of a prompt, where the backbone's encoder takes a limit; 0 is its own default.
         distilled_guidance: the guidance that a distilled model takes as an input, beside a sampler's guidance_scale;
-            None is the model's own default (3.5 for FLUX.1-dev, 2.5 for FLUX.1-Kontext).
+            None is the model's own default (3.5 for FLUX.1-dev, 2.5 for FLUX.1-Kontext). Others do not look at it.
         offload_encoders: text encoders live on the CPU and visit the device once a rollout.
         cached_prompts: embeddings kept on the CPU; an SD3 prompt takes 2.7 MB in bfloat16.
         slice_vae: decode one image at a time.
@@ -70,6 +71,8 @@ class BackboneSettings:
             raise ValueError(f"height and width: expected 1 or more pixels, got {self.height} and {self.width}")
         if self.max_sequence_length < 0 or self.cached_prompts < 0:
             raise ValueError("max_sequence_length and cached_prompts: expected 0 or more")
+        if self.distilled_guidance is not None and not 0 <= self.distilled_guidance < math.inf:
+            raise ValueError(f"distilled_guidance: expected 0 or more, or None, got {self.distilled_guidance}")
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -12,13 +12,14 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from agents.policies.backbone import BackbonePolicy
+from agents.policies.backbone import BackbonePolicy, BackboneSettings
 from agents.policies.embeddings import Row, unstack
 from agents.policies.flux_parts import even_sigmas, pipeline_timestep, pixels, references
 from agents.policies.schedules import dynamic_mu, scheduler_shift, scheduler_sigmas
+from agents.samplers import ODE
 
 T5_TOKENS = 512
-"""The pipelines' own limit of a prompt; a shorter one saves time in every forward pass."""
+"""The pipelines' default and their most; all prompts are padded to it, so fewer save time in every forward pass."""
 
 
 class Flux1Policy(BackbonePolicy):
@@ -32,6 +33,7 @@ class Flux1Policy(BackbonePolicy):
     """How many source images a prompt may have."""
     default_guidance: ClassVar[float]
     """What a distilled transformer is told where the settings say nothing."""
+    default_sampler = ODE(num_inference_steps=28, guidance_scale=1.0, shift=None)
     lora_targets: ClassVar[tuple[str, ...]] = (
         "attn.to_q",
         "attn.to_k",
@@ -47,6 +49,13 @@ class Flux1Policy(BackbonePolicy):
         "ff_context.net.2",
     )
     """Those of Flow-GRPO's published code for FLUX.1-dev (arXiv:2505.05470), and of Flow-Factory's."""
+
+    def __init__(self, pipeline: Any, settings: BackboneSettings) -> None:
+        if settings.max_sequence_length > T5_TOKENS:
+            raise ValueError(
+                f"max_sequence_length: expected at most {T5_TOKENS} for FLUX.1, got {settings.max_sequence_length}"
+            )
+        super().__init__(pipeline, settings)
 
     @property
     @final
@@ -104,8 +113,9 @@ class Flux1Policy(BackbonePolicy):
     def encode_sources(self, images: Tensor) -> Tensor:
         """The mode of the VAE's posterior, scaled: [B, 16, H / 8, W / 8]."""
         vae = self.pipeline.vae
-        mode: Tensor = vae.encode(pixels(images, self.dtype)).latent_dist.mode()
-        return (mode - vae.config.shift_factor) * vae.config.scaling_factor
+        mode = vae.encode(pixels(images, self.dtype)).latent_dist.mode()
+        latents: Tensor = (mode - vae.config.shift_factor) * vae.config.scaling_factor
+        return latents
 
     @final
     def decode_latents(self, latents: Tensor) -> Tensor:

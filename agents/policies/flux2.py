@@ -15,9 +15,10 @@ from agents.policies.backbone import BackbonePolicy
 from agents.policies.embeddings import Row, unstack
 from agents.policies.flux_parts import even_sigmas, pipeline_timestep, pixels, references
 from agents.policies.schedules import scheduler_shift, scheduler_sigmas
+from agents.samplers import ODE
 
 PROMPT_TOKENS = 512
-"""The pipeline's own limit of a prompt, to which all are padded; a shorter one saves time in every forward pass."""
+"""The pipeline's default; all prompts are padded to it, so fewer save time in every forward pass."""
 BASE_STEPS, DISTILLED_STEPS = 50, 4
 """Steps of the base and of the step-distilled checkpoints, as published."""
 
@@ -33,6 +34,7 @@ class Flux2KleinPolicy(BackbonePolicy):
     """
 
     pipeline_name = "Flux2KleinPipeline"
+    default_sampler = ODE(num_inference_steps=BASE_STEPS, guidance_scale=4.0, shift=None)
     lora_targets: ClassVar[tuple[str, ...]] = (
         "attn.to_q",
         "attn.to_k",

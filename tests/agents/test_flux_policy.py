@@ -195,8 +195,12 @@ def test_more_source_images_than_the_model_takes_are_refused(
         policies[name].encode(asks(policies[name], num_sources))
 
 
-def test_a_size_that_does_not_fit_is_refused(folders: dict[str, Path]) -> None:
+def test_settings_that_do_not_fit_are_refused(folders: dict[str, Path]) -> None:
     with pytest.raises(
         ValueError, match=r"width: expected a multiple of 16 pixels for FluxPolicy, got 72; 64 would do"
     ):
         load_backbone(folders["dev"], replace(SETTINGS, width=72))
+    with pytest.raises(ValueError, match=r"max_sequence_length: expected at most 512 for FLUX.1, got 600"):
+        load_backbone(folders["dev"], replace(SETTINGS, max_sequence_length=600))
+    with pytest.raises(ValueError, match="distilled_guidance: expected 0 or more, or None, got -1"):
+        replace(SETTINGS, distilled_guidance=-1.0)

@@ -38,35 +38,34 @@ _CHAT_TEMPLATE = (
 )
 
 
-def make_tiny_flux(folder: Path, seed: int = 0) -> None:
-    """Write a tiny FLUX.1-dev to a folder that ``FluxPipeline`` loads."""
-    from diffusers import FluxPipeline
-
+def make_tiny_flux(folder: Path, seed: int = 0) -> Path:
+    """Write a tiny FLUX.1-dev to a folder that ``FluxPipeline`` loads; -> the folder."""
     with _seeded(seed):
-        FluxPipeline(**_flux1_parts()).save_pretrained(str(folder))
+        _diffusers().FluxPipeline(**_flux1_parts()).save_pretrained(str(folder))
+    return folder
 
 
-def make_tiny_flux_kontext(folder: Path, seed: int = 0) -> None:
-    """Write a tiny FLUX.1-Kontext to a folder that ``FluxKontextPipeline`` loads."""
-    from diffusers import FluxKontextPipeline
-
+def make_tiny_flux_kontext(folder: Path, seed: int = 0) -> Path:
+    """Write a tiny FLUX.1-Kontext to a folder that ``FluxKontextPipeline`` loads; -> the folder."""
     with _seeded(seed):
-        FluxKontextPipeline(**_flux1_parts()).save_pretrained(str(folder))
+        _diffusers().FluxKontextPipeline(**_flux1_parts()).save_pretrained(str(folder))
+    return folder
 
 
-def make_tiny_flux2_klein(folder: Path, seed: int = 0, is_distilled: bool = False) -> None:
+def make_tiny_flux2_klein(folder: Path, seed: int = 0, is_distilled: bool = False) -> Path:
     """Write a tiny FLUX.2-klein to a folder that ``Flux2KleinPipeline`` loads.
 
     Args:
         folder: where.
         seed: of the weights.
         is_distilled: as the step-distilled checkpoints are, which take no guidance.
-    """
-    from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
 
+    Returns:
+        The folder.
+    """
     with _seeded(seed):
         tokenizer = qwen_tokenizer()
-        transformer = Flux2Transformer2DModel(
+        transformer = _diffusers().Flux2Transformer2DModel(
             num_layers=1,
             num_single_layers=1,
             attention_head_dim=WIDTH // 2,
@@ -76,7 +75,7 @@ def make_tiny_flux2_klein(folder: Path, seed: int = 0, is_distilled: bool = Fals
             axes_dims_rope=(4, 4, 4, 4),
             guidance_embeds=False,
         )
-        Flux2KleinPipeline(
+        _diffusers().Flux2KleinPipeline(
             scheduler=_scheduler(),
             vae=_flux2_vae(),
             text_encoder=_qwen(tokenizer),
@@ -84,6 +83,7 @@ def make_tiny_flux2_klein(folder: Path, seed: int = 0, is_distilled: bool = Fals
             transformer=transformer,
             is_distilled=is_distilled,
         ).save_pretrained(str(folder))
+    return folder
 
 
 def qwen_tokenizer(vocab_size: int = 400) -> Any:
@@ -92,9 +92,10 @@ def qwen_tokenizer(vocab_size: int = 400) -> Any:
     Args:
         vocab_size: at most; the 256 bytes and the marks of turns are always there.
     """
+    import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    from transformers import Qwen2TokenizerFast
 
+    library: Any = transformers
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     marks = [_END_OF_TEXT, _TURN_START, _TURN_END, _THINK, _THOUGHT]
@@ -105,7 +106,7 @@ def qwen_tokenizer(vocab_size: int = 400) -> Any:
     )
     tokenizer.train_from_iterator(SENTENCES, trainer)
     model = json.loads(tokenizer.to_str())["model"]
-    made: Any = Qwen2TokenizerFast(
+    made: Any = library.Qwen2TokenizerFast(
         vocab=model["vocab"],
         merges=[tuple(merge) for merge in model["merges"]],
         eos_token=_TURN_END,
@@ -124,11 +125,16 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _flux1_parts() -> dict[str, Any]:
-    from diffusers import AutoencoderKL, FluxTransformer2DModel
+def _diffusers() -> Any:
+    """Imported where it is used, and untyped."""
+    import diffusers
 
+    return diffusers
+
+
+def _flux1_parts() -> dict[str, Any]:
     clip, t5 = clip_tokenizer(), t5_tokenizer()
-    vae = AutoencoderKL(
+    vae = _diffusers().AutoencoderKL(
         **_VAE_SHAPE,
         latent_channels=16,
         scaling_factor=0.3611,
@@ -136,7 +142,7 @@ def _flux1_parts() -> dict[str, Any]:
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
-    transformer = FluxTransformer2DModel(
+    transformer = _diffusers().FluxTransformer2DModel(
         num_layers=1,
         num_single_layers=1,
         attention_head_dim=WIDTH // 2,
@@ -159,15 +165,11 @@ def _flux1_parts() -> dict[str, Any]:
 
 def _scheduler() -> Any:
     """The published configuration of all three."""
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    return FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    return _diffusers().FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
 
 
 def _flux2_vae() -> Any:
-    from diffusers import AutoencoderKLFlux2
-
-    vae = AutoencoderKLFlux2(**_VAE_SHAPE)
+    vae = _diffusers().AutoencoderKLFlux2(**_VAE_SHAPE)
     # Statistics that a latent must really be normalised by.
     vae.bn.running_mean.normal_(std=0.3)
     vae.bn.running_var.uniform_(0.5, 2.0)
