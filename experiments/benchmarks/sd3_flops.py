@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from agents.policies.unipic2 import KontextPolicy
-from agents.samplers import sample_noise
+from agents.types import Condition
 
 TEXT_TOKENS = 333
 _PIXELS_A_LATENT = 8
@@ -74,7 +74,21 @@ class RandomCodec:
 
 
 class RandomPolicy(KontextPolicy):
-    """A transformer with random conditions; only the transformer can be saved."""
+    """A transformer with random conditions; only the transformer can be saved.
+
+    Forward passes are in bfloat16, by autocast where the weights are not.
+    """
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of forward passes and latents."""
+        return torch.bfloat16
+
+    def conditional_velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """The transformer's velocity."""
+        weights = next(self.transformer.parameters()).dtype
+        with torch.autocast(latents.device.type, torch.bfloat16, enabled=weights != torch.bfloat16):
+            return super().conditional_velocity(latents, sigma, condition)
 
     def save(self, folder: Path) -> None:
         """Write the transformer as diffusers does."""
@@ -91,7 +105,7 @@ def random_policy(
         sizes: arguments of ``SD3Transformer2DModel``.
         image_size: side of a square image in pixels.
         device: where the weights are made; on "meta" they are only counted.
-        dtype: of weights and conditions.
+        dtype: of the weights.
     """
     from diffusers import SD3Transformer2DModel
 
@@ -100,7 +114,7 @@ def random_policy(
         # The method of torch itself: diffusers' own warns of layers that it would keep in float32, and has none here.
         transformer: Any = nn.Module.to(build(**sizes), dtype).eval()
     side = image_size // _PIXELS_A_LATENT
-    texts, codec = RandomTexts(transformer.config, device, dtype), RandomCodec(transformer.config.in_channels)
+    texts, codec = RandomTexts(transformer.config, device, torch.bfloat16), RandomCodec(transformer.config.in_channels)
     return RandomPolicy(transformer, texts, codec, (image_size, image_size), (side, side))
 
 
@@ -145,8 +159,3 @@ def initialise(module: nn.Module, seed: int) -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(std=0.02, generator=generator)
-
-
-def noise_like(policy: KontextPolicy, count: int) -> Tensor:
-    """Noise [B, C, H, W] in the policy's dtype."""
-    return sample_noise(range(count), policy.latent_shape, policy.device).to(policy.dtype)

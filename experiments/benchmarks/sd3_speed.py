@@ -173,13 +173,14 @@ def _updates(
     kernels += _profile(f"update, {training}", lambda: learner.update([rollout]), options.device, machine)
 
 
-def make_policy(options: Options) -> KontextPolicy:
-    """The transformer on the device, in bfloat16."""
+def make_policy(options: Options, float32_weights: bool = False) -> KontextPolicy:
+    """The transformer on the device; passes are in bfloat16 in any case."""
     import torch
 
     from experiments.benchmarks.sd3_flops import initialise, random_policy
 
-    policy = random_policy(_sizes(options), options.image_size, options.device, torch.bfloat16)
+    dtype = torch.float32 if float32_weights else torch.bfloat16
+    policy = random_policy(_sizes(options), options.image_size, options.device, dtype)
     initialise(policy.transformer, seed=0)
     if options.compile:
         transformer: Any = policy.transformer
@@ -198,7 +199,7 @@ def make_learner(options: Options, training: Training) -> tuple[Learner, Rollout
     from agents.rollout import denoise
     from agents.types import Rollout
 
-    policy, sampler = make_policy(options), _sampler(options)
+    policy, sampler = make_policy(options, float32_weights=training == "full"), _sampler(options)
     transformer: Any = policy.transformer
     transformer.enable_gradient_checkpointing()
     weights = LoraWeights(policy, LoraSettings(), ()) if training == "lora" else FullWeights(policy, ())
