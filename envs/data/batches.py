@@ -113,6 +113,10 @@ class TaskBatches:
         self._resting.discard(ratio)
         return _stacked(taken)
 
+    def next_and_state(self) -> tuple[SupervisedBatch, dict[str, Any]]:
+        """The next batch, and the position behind it."""
+        return self.next(), self.state()
+
     def state(self) -> dict[str, Any]:
         """The position, as JSON."""
         waiting = [example.place for queue in self._waiting for example in queue] + self._to_read

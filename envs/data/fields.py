@@ -18,11 +18,11 @@ Kind = Literal["t2i", "edit", "t2i_prompt", "edit_prompt"]
 
 INSTRUCTIONS = ("instruction", "edit_instruction", "edit_prompt", "edit", "prompt", "input_prompt", "text", "txt")
 CAPTIONS = ("prompt", "caption", "input_prompt", "text", "txt", "long_caption", "short_caption", "instruction")
-PICTURES = ("jpg", "jpeg", "png", "webp", "image", "output_image", "target_image", "target", "img", "image_path")
-PICTURES += ("file_name", "filename")
+_MEMBERS = ("jpg", "jpeg", "png", "webp")
+PICTURES = (*_MEMBERS, "image", "output_image", "target_image", "target", "img", "image_path", "file_name", "filename")
 EDITED = ("output_image", "edited_image", "target_image", "target_img", "edited_img", "edited", "target", "output")
-SOURCES = ("input_image", "input_images", "source_image", "source_images", "original_image", "source_img", "src_img")
-SOURCES += ("input_img", "source", "input", "original", "image", "jpg", "jpeg", "png", "webp")
+_BEFORE = ("input_image", "input_images", "source_image", "source_images", "original_image", "source_img", "src_img")
+SOURCES = (*_BEFORE, "input_img", "source", "input", "original", "image", *_MEMBERS)
 IDS = ("id", "__key__", "key", "uid")
 
 

@@ -199,7 +199,7 @@ def _entry(files: RecordFiles, row: Row, shard: int, number: int) -> _Entry:
     text = files.text(values, names)
     if not names.sources:
         likeness.update(text.strip().lower().encode())
-    difficulty = values.get("difficulty")
-    is_number = isinstance(difficulty, int | float) and not isinstance(difficulty, bool)
+    given = values.get("difficulty")
+    difficulty = float(given) if isinstance(given, int | float) else None
     kept = row if held_bytes(row) <= _MOST_HELD else None
-    return _Entry(Place(0, shard, number), kept, float(difficulty) if is_number else None, likeness.hexdigest())
+    return _Entry(Place(0, shard, number), kept, difficulty, likeness.hexdigest())

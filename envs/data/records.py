@@ -54,7 +54,8 @@ class RecordSet:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.files, str) or not self.files:
+        given: object = self.files
+        if isinstance(given, str) or not given:
             raise ValueError(
                 f"files: expected a tuple of paths or globs, got {self.files!r}; write ('data/*.parquet',)"
             )

@@ -52,8 +52,7 @@ class StreamBatches:
             self._tasks[task] = TaskBatches(Examples(list(KINDS).index(task), files, drawing), settings)
         self._states = {task: batches.state() for task, batches in self._tasks.items()}
         self._ahead = {
-            task: Prefetch(lambda batches=batches: (batches.next(), batches.state()), settings.prefetch)
-            for task, batches in self._tasks.items()
+            task: Prefetch(batches.next_and_state, settings.prefetch) for task, batches in self._tasks.items()
         }
 
     def next_batch(self, task: str) -> SupervisedBatch:

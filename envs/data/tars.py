@@ -77,7 +77,7 @@ def _members(parts: Parts) -> Iterator[tuple[str, str, Blob]]:
     with io.BufferedReader(PartsReader(parts)) as file, tarfile.open(fileobj=file, mode="r:") as archive:
         before = -1
         while (member := archive.next()) is not None:
-            archive.members = []  # It would keep them all.
+            archive.members = []  # type: ignore[attr-defined]  # It would keep them all.
             if member.offset <= before or member.size < 0:
                 raise tarfile.ReadError(f"a header at byte {member.offset} that leads back")
             before = member.offset

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from envs.data.batches import BatchSettings
 from envs.data.buckets import RATIOS, ProgressiveResolution, bucket_size
@@ -321,3 +322,17 @@ def test_what_is_asked_for_wrongly_is_named(folder: Path) -> None:
         RecordSet(("a",), weight=0.0)
     with pytest.raises(ValueError, match="rank 2 of 2"):
         Order(rank=2, world_size=2)
+
+
+def test_source_and_target_are_cropped_alike(tmp_path: Path) -> None:
+    """An edit that changes nothing still changes nothing, at whatever sizes the two are stored."""
+    ramp = Image.fromarray(np.add.outer(np.arange(90), np.arange(240)).astype(np.uint8)).convert("RGB")
+    ramp.save(tmp_path / "a.png")
+    ramp.resize((480, 180), Image.Resampling.BICUBIC).save(tmp_path / "b.png")
+    rows = [{"instruction": "i", "input_image": source, "output_image": "a.png"} for source in ("a.png", "b.png")]
+    write_rows(tmp_path / "set.jsonl", rows)
+    source = StreamBatches({"edit": [RecordSet((f"{tmp_path}/set.jsonl",))]}, replace(SMALL, window=0))
+    batch = source.next_batch("edit")
+    assert batch.sources is not None
+    np.testing.assert_array_equal(batch.sources[0], batch.targets[0])
+    assert abs(batch.sources[1].astype(int)[:, 2:-2] - batch.targets[1][:, 2:-2])[:, :60].max() <= 3
