@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_ROUNDING = 1e-6
+
 
 def scheduler_sigmas(
     scheduler: Any, num_inference_steps: int, mu: float | None = None, sigmas: Sequence[float] | None = None
@@ -23,16 +25,33 @@ def scheduler_sigmas(
         sigmas: the unshifted grid that some pipelines give, T values; the scheduler's own where None.
 
     Returns:
-        [T + 1] on the CPU, float32, falling from 1 to exactly 0.
+        [T + 1] on the CPU, float32, falling from 1 to exactly 0. The first is exactly 1 where it is but for the
+        scheduler's rounding: at any other sigma ``FlowSDE`` divides by ``1 - sigma``.
+
+    Raises:
+        ValueError: T is 1 where the scheduler prescribes its first and its last step's sigma.
     """
+    if scheduler.config.shift_terminal and num_inference_steps < 2:
+        raise ValueError(
+            f"num_inference_steps: expected 2 or more, got {num_inference_steps}: this model's first and last steps "
+            f"start at 1 and at {scheduler.config.shift_terminal}"
+        )
     own = copy.deepcopy(scheduler)
     arguments = {} if mu is None else {"mu": mu}
     if sigmas is None:
         own.set_timesteps(num_inference_steps, device="cpu", **arguments)
     else:
         own.set_timesteps(sigmas=list(sigmas), device="cpu", **arguments)
-    result: Tensor = own.sigmas
-    return result.to("cpu", torch.float32)
+    result: Tensor = own.sigmas.to("cpu", torch.float32)
+    if abs(float(result[0]) - 1) < _ROUNDING:
+        result[0] = 1.0
+    return result
+
+
+def even_grid(num_inference_steps: int) -> list[float]:
+    """The unshifted grid of FLUX's pipeline and its successors': 1, ..., 1 / T."""
+    grid: list[float] = torch.linspace(1, 1 / num_inference_steps, num_inference_steps, dtype=torch.float64).tolist()
+    return grid
 
 
 def dynamic_mu(scheduler: Any, num_tokens: int) -> float | None:
