@@ -45,6 +45,8 @@ class BackboneSettings:
         max_sequence_length: tokens of a prompt, where the backbone's encoder takes a limit; 0 is its own default.
         distilled_guidance: the guidance that a distilled model takes as an input, beside a sampler's guidance_scale;
             None is the model's own default (3.5 for FLUX.1-dev, 2.5 for FLUX.1-Kontext). Others do not look at it.
+        reference_pixels: area that source images are resized to before they are encoded, by backbones that resize them;
+            0 is the backbone's own.
         offload_encoders: text encoders live on the CPU and visit the device once a rollout.
         cached_prompts: embeddings kept on the CPU; an SD3 prompt takes 2.7 MB in bfloat16.
         slice_vae: decode one image at a time.
@@ -60,6 +62,7 @@ class BackboneSettings:
     edit_negative_prompt: str = ""
     max_sequence_length: int = 0
     distilled_guidance: float | None = None
+    reference_pixels: int = 0
     offload_encoders: bool = True
     cached_prompts: int = 256
     slice_vae: bool = True
@@ -69,8 +72,8 @@ class BackboneSettings:
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
             raise ValueError(f"height and width: expected 1 or more pixels, got {self.height} and {self.width}")
-        if self.max_sequence_length < 0 or self.cached_prompts < 0:
-            raise ValueError("max_sequence_length and cached_prompts: expected 0 or more")
+        if min(self.max_sequence_length, self.reference_pixels, self.cached_prompts) < 0:
+            raise ValueError("max_sequence_length, reference_pixels and cached_prompts: expected 0 or more")
         if self.distilled_guidance is not None and not 0 <= self.distilled_guidance < math.inf:
             raise ValueError(f"distilled_guidance: expected 0 or more, or None, got {self.distilled_guidance}")
 
