@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from agents.policies.backbone import BackbonePolicy, BackboneSettings
 from agents.policies.embeddings import Row
 from agents.policies.schedules import dynamic_mu, even_grid, scheduler_shift, scheduler_sigmas
+from agents.samplers import ODE
 
 _TEXT_PIPELINE: Any = QwenImagePipeline
 _SIZE_OF_AREA: Any = calculate_dimensions
@@ -33,6 +34,7 @@ class QwenImagePolicy(BackbonePolicy):
     """
 
     pipeline_name = "QwenImagePipeline"
+    default_sampler = ODE(num_inference_steps=50, guidance_scale=4.0, shift=None)
     max_sources: ClassVar[int | None] = 0
     """Source images a prompt may have; None is any number."""
     lora_targets = (
@@ -161,7 +163,7 @@ class QwenImageEditPolicy(QwenImagePolicy):
     """
 
     pipeline_name = "QwenImageEditPipeline"
-    max_sources = 1
+    max_sources: ClassVar[int | None] = 1
 
     def __init__(self, pipeline: Any, settings: BackboneSettings) -> None:
         super().__init__(pipeline, settings)

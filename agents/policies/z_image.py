@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from agents.policies.backbone import BackbonePolicy
 from agents.policies.embeddings import Row
 from agents.policies.schedules import dynamic_mu, even_grid, scheduler_shift, scheduler_sigmas
+from agents.samplers import ODE
 
 _MAX_SEQUENCE_LENGTH = 512
 
@@ -28,6 +29,7 @@ class ZImagePolicy(BackbonePolicy):
     """
 
     pipeline_name = "ZImagePipeline"
+    default_sampler = ODE(num_inference_steps=50, guidance_scale=6.0, shift=None)
     lora_targets = (
         "attention.to_q",
         "attention.to_k",
@@ -108,7 +110,7 @@ class ZImagePolicy(BackbonePolicy):
         if self.guidance_limit == 0:
             return guided
         length, prompted = (velocity.float().flatten(1).norm(dim=1) for velocity in (guided, positive))
-        factor = (self.guidance_limit * prompted / length).clamp(max=1)
+        factor: Tensor = (self.guidance_limit * prompted / length).clamp(max=1)
         return guided * factor.to(guided.dtype).view(-1, 1, 1, 1)
 
     @property

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
 
 from agents.policies.schedules import dynamic_mu, even_grid, scheduler_shift, scheduler_sigmas
 from agents.samplers import FlowSDE
+
+FlowMatchEulerDiscreteScheduler: Any = diffusers.FlowMatchEulerDiscreteScheduler
 
 
 @pytest.mark.parametrize("num_tokens", [16, 256, 1024, 4096])

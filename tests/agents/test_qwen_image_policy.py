@@ -85,7 +85,8 @@ def _drawn_by_us(policy: QwenImagePolicy, prompts: Sequence[Prompt], guidance_sc
 @functools.cache
 def _pipeline(folder: Path, name: str) -> Any:
     """Diffusers' own pipeline, loaded apart from any policy."""
-    pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(str(folder))
+    pipeline_class: Any = diffusers.DiffusionPipeline
+    pipeline = pipeline_class.from_pretrained(str(folder))
     if type(pipeline).__name__ != name:
         parts = {part: module for part, module in pipeline.components.items() if part != "processor"}
         pipeline = getattr(diffusers, name)(**parts)
@@ -132,7 +133,7 @@ def _drawn_by_diffusers(
 
 def _shrink_references(monkeypatch: pytest.MonkeyPatch, pixels: int) -> None:
     """The pipelines have their area in their code."""
-    original = pipeline_qwenimage_edit.calculate_dimensions
+    original: Any = pipeline_qwenimage_edit.calculate_dimensions
     monkeypatch.setattr(pipeline_qwenimage_edit, "calculate_dimensions", lambda _, ratio: original(pixels, ratio))
     monkeypatch.setattr(pipeline_qwenimage_edit_plus, "VAE_IMAGE_SIZE", pixels)
 
@@ -181,8 +182,10 @@ def test_sources_have_the_pipelines_own_area_by_default(folders: dict[str, Path]
     assert isinstance(plus, QwenImageEditPlusPolicy)
     assert edit.reference_pixels == edit.seen_pixels == plus.reference_pixels == 1024 * 1024
     assert plus.seen_pixels == pipeline_qwenimage_edit_plus.CONDITION_IMAGE_SIZE
-    width, height, _ = pipeline_qwenimage_edit.calculate_dimensions(1024 * 1024, 48 / 64)
-    latents = edit.encode(_prompts(1, edit.image_size)[:1]).tensors["reference_0"]
+    size_of_area: Any = pipeline_qwenimage_edit.calculate_dimensions
+    width, height, _ = size_of_area(1024 * 1024, 48 / 64)
+    with torch.no_grad():
+        latents = edit.encode_sources(torch.zeros(1, *edit.image_size, 3, dtype=torch.uint8))
     assert latents.shape == (1, 16, height // 8, width // 8)
 
 
@@ -247,8 +250,8 @@ def test_which_picture_is_the_first_matters(folders: dict[str, Path]) -> None:
     assert not torch.allclose(one.tensors["prompt_embeds"], other.tensors["prompt_embeds"], atol=1e-2)
     latents = torch.randn(1, *policy.latent_shape)
     with torch.no_grad():
-        velocities = [policy.velocity(latents, torch.tensor(0.5), condition) for condition in (one, other)]
-    assert not torch.allclose(*velocities, atol=1e-2)
+        first, second = (policy.velocity(latents, torch.tensor(0.5), condition) for condition in (one, other))
+    assert not torch.allclose(first, second, atol=1e-2)
 
 
 @pytest.mark.parametrize(("kind", "num_sources", "at_most"), [("image", 1, 0), ("edit", 2, 1)])

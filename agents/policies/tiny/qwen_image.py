@@ -9,10 +9,10 @@ from agents.policies.tiny.qwen_text import (
     WIDTH,
     qwen_tokenizer,
     seeded,
-    shake,
     tiny_qwen_vl,
     tiny_qwen_vl_processor,
 )
+from agents.policies.tiny.weights import randomise
 
 _WORDS = "Picture 1: 2: 3: a photo of two red circles left of the blue square, make it green and remove one dog"
 
@@ -92,7 +92,7 @@ def _vae(seed: int) -> Any:
 
     build: Any = AutoencoderKLQwenImage
     vae = seeded(seed, lambda: build(base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1))
-    shake(vae, seed)
+    randomise(vae, seed)
     return vae
 
 
@@ -113,5 +113,5 @@ def _transformer(seed: int, zero_cond_t: bool) -> Any:
             zero_cond_t=zero_cond_t,
         ),
     )
-    shake(transformer, seed)
+    randomise(transformer, seed)
     return transformer

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
 
 WIDTH = 32
 """Of the text encoders' states."""
@@ -98,14 +97,6 @@ def seeded(seed: int, build: Callable[[], Any]) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build().eval()
-
-
-def shake(module: nn.Module, seed: int, size: float = 0.1) -> None:
-    """Add noise to every parameter, so that no gate is shut and what a model is asked for tells in what it draws."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter += size * torch.randn(parameter.shape, generator=generator)
 
 
 def _language_model(tokenizer: Any) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from agents.policies.tiny.qwen_text import WIDTH, qwen_tokenizer, seeded, shake, tiny_qwen3
+from agents.policies.tiny.qwen_text import WIDTH, qwen_tokenizer, seeded, tiny_qwen3
+from agents.policies.tiny.weights import randomise
 
 _WORDS = "user\nassistant\na photo of two red circles left of the blue square, make it green and remove one dog"
 
@@ -48,7 +49,7 @@ def _vae(seed: int) -> Any:
             use_post_quant_conv=False,
         ),
     )
-    shake(vae, seed)
+    randomise(vae, seed)
     return vae
 
 
@@ -70,5 +71,5 @@ def _transformer(seed: int) -> Any:
             axes_lens=[640, 64, 64],
         ),
     )
-    shake(transformer, seed)
+    randomise(transformer, seed)
     return transformer
