@@ -19,7 +19,7 @@ from experiments.threads import set_waiting
 COMMANDS = {
     "train": ("experiments.commands:train", "[RECIPE] [--resume] [--flags]", "train a policy and write its report"),
     "pretrain": ("experiments.commands:pretrain", "scenes [--resume] [--flags]", "make a base policy from nothing"),
-    "eval": ("experiments.held_out:evaluate", "[FOLDER] [--task TASK] [--flags]", "held-out success, skill by skill"),
+    "eval": ("experiments.eval:evaluate", "[BENCHMARK] [--flags]", "held-out success, or a published benchmark"),
     "sample": ("experiments.commands:sample", "PROMPT [--source-image PATH] [--flags]", "draw images, or edit one"),
     "report": ("experiments.commands:report", "RUN_FOLDER", "write a run's report again and print its table"),
     "reward": ("experiments.reward:reward", "serve MODULE:REWARD [--flags]", "answer for a reward over HTTP"),

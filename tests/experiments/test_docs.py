@@ -31,6 +31,8 @@ from experiments.cli import COMMANDS
 from experiments.commands import ReportOptions, SampleOptions
 from experiments.edit_reward import CheckOptions
 from experiments.edit_reward_data import EditDataConfig
+from experiments.eval import CompareOptions
+from experiments.eval_options import OPTIONS
 from experiments.flags import Usage, parse, parse_run
 from experiments.held_out import EvalOptions
 from experiments.judge_check import JudgeCheckOptions
@@ -134,6 +136,16 @@ def test_tests_in_backticks_exist() -> None:
     assert [name for name in named if f"def {name}(" not in written] == []
 
 
+def parse_eval(arguments: list[str], usage: Usage) -> None:
+    benchmark = arguments[0] if arguments else ""
+    if "--compare" in arguments:
+        parse(CompareOptions(tyro.MISSING), usage, arguments)
+    elif benchmark in OPTIONS:
+        parse(OPTIONS[benchmark](), usage, arguments[1:])
+    else:
+        parse(EvalOptions(), usage, arguments[benchmark == "scenes" :])
+
+
 @pytest.mark.parametrize("command", commands())
 def test_commands_parse(command: str) -> None:
     _, name, *arguments = shlex.split(command, comments=True)
@@ -147,8 +159,6 @@ def test_commands_parse(command: str) -> None:
         parse_run(PretrainConfig(), usage, arguments[1:])
     elif name == "recipes":
         assert arguments == []
-    elif name == "scenes-judge":
-        parse(ScenesJudgeConfig(), usage, arguments)
     elif name in ("judge", "reward"):
         served: dict[str, Any] = {
             "judge serve": JudgeServeOptions(tyro.MISSING),
@@ -166,11 +176,13 @@ def test_commands_parse(command: str) -> None:
         assert not arguments or arguments[0] in steps
         if arguments[1:]:
             parse(steps[arguments[0]], usage, arguments[1:])
+    elif name == "eval":
+        parse_eval(arguments, usage)
     elif arguments:
         options: dict[str, Any] = {
-            "eval": EvalOptions(),
             "sample": SampleOptions(tyro.MISSING),
             "report": ReportOptions(tyro.MISSING),
+            "scenes-judge": ScenesJudgeConfig(),
         }
         parse(options[name], usage, arguments)
 

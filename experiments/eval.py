@@ -1,0 +1,204 @@
+"""``pdtr eval``: the embedded world's held-out suites, published benchmarks, and comparisons of two evaluations."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.flags import Usage, parse
+from rewards.names import hint
+
+if TYPE_CHECKING:
+    from agents.policies.base import FlowPolicy
+    from experiments.eval_options import DrawOptions
+    from pdtr.benchmarks.base import Benchmark, Scorer
+    from pdtr.benchmarks.scoring import Row
+
+SCENES = "scenes"
+_COMPARE = "--compare"
+_SHOWN_PROBLEMS = 5
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """``pdtr eval [NAME] [--flags]``: evaluate, or compare two evaluations; without a name the embedded world's suites.
+
+    Raises:
+        ValueError: an unknown benchmark or flag, a bad value, or data, images or results that are not what they should
+            be.
+        OSError: a file cannot be read or written.
+        KeyboardInterrupt: stopped; its text says how to go on.
+    """
+    from experiments.eval_options import OPTIONS
+
+    name = arguments[0] if arguments else ""
+    is_named = name in (SCENES, *OPTIONS)
+    rest = list(arguments[1:] if is_named else arguments)
+    if _COMPARE in rest:
+        _compare(rest, name if is_named else "")
+    elif is_named and name != SCENES:
+        options = parse(OPTIONS[name](), Usage(f"pdtr eval {name}"), rest)
+        try:
+            run(options)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("go on with the same command: what is done is kept") from None
+    else:
+        if not is_named:
+            _check_spelling(name, [SCENES, *OPTIONS])
+        from experiments.held_out import evaluate as held_out
+
+        held_out(rest)
+
+
+def _check_spelling(name: str, names: Sequence[str]) -> None:
+    """A first argument that is no folder may have been meant as a benchmark."""
+    near = hint(name, names)
+    if near and not name.startswith("-") and not Path(name).exists():
+        raise ValueError(f"eval: expected a benchmark ({', '.join(names)}) or a policy's folder, got {name!r}{near}")
+
+
+def run(options: DrawOptions) -> None:
+    """Draw what is missing, score what is missing, print the table, and write ``results.json``."""
+    from pdtr.benchmarks.drawing import IMAGES
+    from pdtr.benchmarks.scoring import ROWS, score_images
+
+    benchmark = options.benchmark().limited(options.limit, options.samples)
+    _tell_problems(benchmark)
+    output = options.output or _default_output(options)
+    root = options.images or output / IMAGES
+    official = options.official_rows(benchmark)
+    if official is not None:
+        rows, scorer = official
+        _finish(benchmark, scorer, rows, output)
+    elif options.draw_only:
+        _draw(options, benchmark, output)
+        print(f"images: {root}")
+    else:
+        # Made before anything is drawn: a judge that is away should not show itself a day later.
+        with options.scorer() as scorer:
+            if options.images is None:
+                _draw(options, benchmark, output)
+            elif not root.is_dir():
+                raise ValueError(f"images: expected a folder, got {root}, which is none")
+            rows = score_images(benchmark, scorer, root, output / ROWS, _progress("scored"))
+            _finish(benchmark, scorer, rows, output)
+
+
+def _default_output(options: DrawOptions) -> Path:
+    """Beside the images where some are given: in the folder that they were drawn into, or in one named after theirs."""
+    from pdtr.benchmarks.drawing import IMAGES, SETTINGS
+
+    if options.images is None:
+        return Path("runs") / "eval" / options.NAME
+    folder = options.images.absolute()
+    if folder.name == IMAGES and (folder.parent / SETTINGS).is_file():
+        return folder.parent
+    return folder.with_name(f"{folder.name}_scores")
+
+
+def _draw(options: DrawOptions, benchmark: Benchmark, output: Path) -> None:
+    import torch
+
+    from pdtr.benchmarks.drawing import (
+        IMAGES,
+        DrawingSettings,
+        Plan,
+        claim,
+        draw,
+        drawing_sampler,
+        folder_sha256,
+    )
+    from pdtr.sampling import load_policy, policy_folder
+
+    torch.set_num_threads(options.num_threads)
+    folder = policy_folder(options.policy)
+    sampler, settings_of = drawing_sampler(
+        options.policy,
+        benchmark.drawing,
+        guidance_scale=options.guidance_scale,
+        num_inference_steps=options.num_inference_steps,
+        shift=options.shift,
+    )
+    policy: FlowPolicy = load_policy(folder)
+    settings = DrawingSettings(
+        benchmark=benchmark.name,
+        prompts=benchmark.digest,
+        samples=benchmark.samples,
+        policy=str(folder),
+        policy_sha256=folder_sha256(folder),
+        sampler=type(sampler).__name__,
+        num_inference_steps=sampler.num_inference_steps,
+        guidance_scale=sampler.guidance_scale,
+        shift=sampler.shift,
+        image_size=policy.image_size,
+        seed=options.seed,
+        settings_of=settings_of,
+    )
+    claim(output, settings)
+    policy.to(options.device)
+    plan = Plan(options.seed, options.chunk_size, _progress("drawn"))
+    draw(policy, benchmark, output / IMAGES, sampler, plan)
+
+
+def _finish(benchmark: Benchmark, scorer: Scorer, rows: Sequence[Row], output: Path) -> None:
+    from pdtr.benchmarks.drawing import read_settings
+    from pdtr.benchmarks.results import RESULTS, format_results, results_of, save_results
+
+    results = results_of(benchmark, scorer, rows, read_settings(output))
+    save_results(output / RESULTS, results)
+    print(format_results(results))
+    print(f"results: {output / RESULTS}")
+
+
+def _tell_problems(benchmark: Benchmark) -> None:
+    """Say which rows of the data were skipped."""
+    for problem in benchmark.problems[:_SHOWN_PROBLEMS]:
+        print(f"note: skipped {problem}", file=sys.stderr)
+    more = len(benchmark.problems) - _SHOWN_PROBLEMS
+    if more > 0:
+        print(f"note: skipped {more} more bad rows", file=sys.stderr)
+
+
+def _progress(what: str) -> Callable[[int, int], None]:
+    """Says every tenth of the way, on the standard error."""
+    said = [0]
+
+    def tell(done: int, total: int) -> None:
+        tenth = 10 * done // total if total else 10
+        if tenth > said[0]:
+            said[0] = tenth
+            print(f"note: {what} {done} of {total} images", file=sys.stderr, flush=True)
+
+    return tell
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Compare two evaluations of one benchmark, prompt by prompt: B minus A, its interval, and a p-value.
+
+    Attributes:
+        compare: folders with results.json, A and B.
+        output: a JSON file for the differences.
+    """
+
+    compare: tuple[Path, Path]
+    output: Path | None = None
+
+
+def _compare(arguments: Sequence[str], name: str) -> None:
+    import tyro
+
+    from pdtr.benchmarks.compare import compare, format_differences, save_differences
+    from pdtr.benchmarks.results import load_results
+
+    options = parse(CompareOptions(tyro.MISSING), Usage("pdtr eval"), arguments)
+    first, second = (load_results(path) for path in options.compare)
+    if name and first.benchmark != name:
+        raise ValueError(f"compare: expected results of {name}, got those of {first.benchmark}")
+    found = compare(first, second)
+    print(format_differences(first, second, found))
+    if options.output is not None:
+        save_differences(options.output, first, second, found)
+        print(f"differences: {options.output}")

@@ -1,0 +1,293 @@
+"""The flags of ``pdtr eval NAME``: a dataclass a protocol, which loads its benchmark and makes its scorer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from experiments.eval_judges import JudgeFlags, judges
+
+if TYPE_CHECKING:
+    from pdtr.benchmarks.base import Benchmark, Scorer
+    from pdtr.benchmarks.scoring import Row
+    from rewards.base import Reward
+
+Detector = Literal["instance", "box", "owl", "grounding", "scenes"]
+PreferenceName = Literal["pickscore", "hps", "imagereward", "aesthetic", "clip"]
+
+
+@dataclass(frozen=True)
+class DrawOptions(ABC):
+    """What every benchmark has: data, policy, images, and how they are drawn.
+
+    Attributes:
+        data: the benchmark's published file or folder.
+        policy: folder of a run or of a policy to draw with; the base that ships with the package when left out.
+        images: a folder of images in the official layout, to score without drawing.
+        output: folder of images, scores and results; runs/eval/NAME when left out.
+        draw_only: draw, and leave the scoring for another time, or to the official scorer.
+        limit: this many prompts, evenly over the file; the numbers are labelled.
+        samples: images a prompt in place of the protocol's; the numbers are labelled.
+        seed: of the noise.
+        guidance_scale: classifier-free guidance, 1 is none; the policy's own or the protocol's when left out.
+        num_inference_steps: denoising steps; the policy's own or the protocol's when left out.
+        shift: of the sigma schedule; the policy's own when left out.
+        chunk_size: images drawn at once.
+        device: torch's name of the device for the policy and for scorers, such as cuda.
+        num_threads: torch threads.
+    """
+
+    data: Path | None = None
+    policy: Path | None = None
+    images: Path | None = None
+    output: Path | None = None
+    draw_only: bool = False
+    limit: int | None = None
+    samples: int | None = None
+    seed: int = 0
+    guidance_scale: float | None = None
+    num_inference_steps: int | None = None
+    shift: float | None = None
+    chunk_size: int = 16
+    device: str = "cpu"
+    num_threads: int = 2
+
+    NAME: ClassVar[str]
+    FILE: ClassVar[str]
+    """What its data is called, and where it is to be had."""
+
+    def __post_init__(self) -> None:
+        if min(self.chunk_size, self.num_threads) < 1 or self.seed < 0:
+            raise ValueError(
+                "chunk_size and num_threads of 1 or more and seed of 0 or more: expected, got "
+                f"{self.chunk_size}, {self.num_threads} and {self.seed}"
+            )
+        if self.images is not None and (self.policy is not None or self.draw_only):
+            raise ValueError("images: expected no --policy and no --draw-only beside it, for nothing is drawn then")
+
+    @abstractmethod
+    def benchmark(self) -> Benchmark:
+        """The whole benchmark of the data."""
+
+    @abstractmethod
+    def scorer(self) -> AbstractContextManager[Scorer]:
+        """What scores its images; a judge's connections are closed in the end."""
+
+    def official_rows(self, benchmark: Benchmark) -> tuple[list[Row], Scorer] | None:
+        """What the official scorer has said of the images, where its results are given; None otherwise."""
+        return None
+
+    def file(self) -> Path:
+        """The data.
+
+        Raises:
+            ValueError: none is given.
+        """
+        if self.data is None:
+            raise ValueError(f"data: expected {self.FILE}, got none; type: pdtr eval {self.NAME} --data PATH")
+        return self.data
+
+
+@dataclass(frozen=True)
+class GenEvalOptions(DrawOptions):
+    """GenEval: objects, counts, colours and positions, by a detector.
+
+    Attributes:
+        detector: which kind of detector; scenes is the embedded world's. None of them is GenEval's own.
+        detector_model: its folder or hub id.
+        colors_clip: folder or hub id of the CLIP that names colours.
+        official_results: the file that GenEval's own evaluate_images.py wrote of these images, to read back.
+    """
+
+    detector: Detector = "instance"
+    detector_model: str = "facebook/mask2former-swin-small-coco-instance"
+    colors_clip: str = "openai/clip-vit-large-patch14"
+    official_results: Path | None = None
+
+    NAME = "geneval"
+    FILE = "prompts/evaluation_metadata.jsonl of github.com/djghosh13/geneval"
+
+    def benchmark(self) -> Benchmark:
+        """See :class:`DrawOptions`."""
+        from pdtr.benchmarks.geneval import load_geneval
+
+        return load_geneval(self.file())
+
+    def official_rows(self, benchmark: Benchmark) -> tuple[list[Row], Scorer] | None:
+        """See :class:`DrawOptions`."""
+        from pdtr.benchmarks.geneval import official_rows
+
+        return None if self.official_results is None else official_rows(self.official_results, benchmark)
+
+    def scorer(self) -> AbstractContextManager[Scorer]:
+        """See :class:`DrawOptions`."""
+        from pdtr.benchmarks.geneval import detector_scorer, scenes_scorer
+        from rewards.checkpoints import Placement
+        from rewards.clip_models import ClipSource
+        from rewards.colors import ColorClassifier, ColorSettings
+        from rewards.detected import DetectedGenEval
+        from rewards.detectors import BoxDetector, DetectorSettings, InstanceDetector
+        from rewards.text_detectors import GroundingDetector, OwlDetector
+
+        if self.detector == "scenes":
+            return nullcontext(scenes_scorer())
+        placement = Placement(self.device)
+        query = "a photo of a {}" if self.detector == "owl" else "{}"
+        settings = DetectorSettings(self.detector_model, query=query, placement=placement)
+        kinds = {"instance": InstanceDetector, "box": BoxDetector, "owl": OwlDetector, "grounding": GroundingDetector}
+        colors = ColorClassifier(ColorSettings(ClipSource(self.colors_clip), placement))
+        reward = DetectedGenEval(kinds[self.detector](settings), colors, reading="official")
+        return nullcontext(detector_scorer(reward, f"{self.detector} {self.detector_model}"))
+
+
+@dataclass(frozen=True)
+class DPGOptions(JudgeFlags, DrawOptions):
+    """DPG-Bench: long prompts as graphs of questions, by a judge that answers yes or no."""
+
+    NAME = "dpg"
+    FILE = "dpg_bench/dpg_bench.csv of github.com/TencentQQGYLab/ELLA"
+
+    def benchmark(self) -> Benchmark:
+        """See :class:`DrawOptions`."""
+        from pdtr.benchmarks.dpg import load_dpg
+
+        return load_dpg(self.file())
+
+    @contextmanager
+    def scorer(self) -> Iterator[Scorer]:
+        """See :class:`DrawOptions`."""
+        from pdtr.benchmarks.dpg import judge_scorer
+        from rewards.judges.templates import parse_template
+        from rewards.questions import QUESTION_TEMPLATE
+
+        with judges(self, [parse_template(QUESTION_TEMPLATE, "question.v1")]) as (judge,):
+            yield judge_scorer(judge)
+
+
+@dataclass(frozen=True)
+class GEditOptions(JudgeFlags, DrawOptions):
+    """GEdit-Bench: edits of eleven kinds, by VIEScore.
+
+    Attributes:
+        language: of the instructions.
+        image_root: folder that paths of pictures in the data start from; the data's own when left out.
+        consistency_template: what the judge is asked about the change, a name or a path.
+        quality_template: what it is asked about the picture.
+    """
+
+    language: Literal["en", "cn"] = "en"
+    image_root: Path | None = None
+    consistency_template: str = "viescore_sc.v1"
+    quality_template: str = "viescore_pq.v1"
+
+    NAME = "gedit"
+    FILE = "the parquet files of huggingface.co/datasets/stepfun-ai/GEdit-Bench, a folder"
+
+    def benchmark(self) -> Benchmark:
+        """See :class:`DrawOptions`."""
+        from pdtr.benchmarks.gedit import load_gedit
+
+        return load_gedit(self.file(), self.language, self.image_root)
+
+    @contextmanager
+    def scorer(self) -> Iterator[Scorer]:
+        """See :class:`DrawOptions`."""
+        from pdtr.benchmarks.gedit import judge_scorer
+
+        with judges(self, [self.consistency_template, self.quality_template]) as (consistency, quality):
+            yield judge_scorer(consistency, quality)
+
+
+@dataclass(frozen=True)
+class ImgEditOptions(JudgeFlags, DrawOptions):
+    """ImgEdit-Bench, its basic suite: edits of nine kinds, three grades of 1 to 5.
+
+    Attributes:
+        image_root: folder that paths of pictures in the data start from; the data's own when left out.
+        template: what the judge is asked, a name or a path.
+    """
+
+    image_root: Path | None = None
+    template: str = "imgedit.v1"
+
+    NAME = "imgedit"
+    FILE = "Benchmark/Basic/basic_edit.json of github.com/PKU-YuanGroup/ImgEdit, with --image-root"
+
+    def benchmark(self) -> Benchmark:
+        """See :class:`DrawOptions`."""
+        from pdtr.benchmarks.imgedit import load_imgedit
+
+        return load_imgedit(self.file(), self.image_root)
+
+    @contextmanager
+    def scorer(self) -> Iterator[Scorer]:
+        """See :class:`DrawOptions`."""
+        from pdtr.benchmarks.imgedit import judge_scorer
+
+        with judges(self, [self.template]) as (judge,):
+            yield judge_scorer(judge)
+
+
+@dataclass(frozen=True)
+class OCROptions(DrawOptions):
+    """OCR: is the text in quotation marks in the picture?"""
+
+    NAME = "ocr"
+    FILE = "dataset/ocr/test.txt of github.com/yifan123/flow_grpo"
+
+    def benchmark(self) -> Benchmark:
+        """See :class:`DrawOptions`."""
+        from pdtr.benchmarks.ocr import load_ocr
+
+        return load_ocr(self.file())
+
+    def scorer(self) -> AbstractContextManager[Scorer]:
+        """See :class:`DrawOptions`."""
+        from pdtr.benchmarks.ocr import ocr_scorer
+        from rewards.ocr import OCR
+
+        return nullcontext(ocr_scorer(OCR()))
+
+
+@dataclass(frozen=True)
+class DrawBenchOptions(DrawOptions):
+    """DrawBench, by preference models.
+
+    Attributes:
+        scorers: which, the first is the benchmark's number; of PickScore 18 to 26, HPSv2.1 about 0.3, and so on.
+        pickscore_weights: a folder or hub id in place of the published weights; the numbers are labelled.
+        clip_weights: the same for CLIPScore.
+    """
+
+    scorers: tuple[PreferenceName, ...] = ("pickscore", "hps", "imagereward", "aesthetic")
+    pickscore_weights: str = ""
+    clip_weights: str = ""
+
+    NAME = "drawbench"
+    FILE = "DrawBench's 200 prompts, a line each"
+
+    def benchmark(self) -> Benchmark:
+        """See :class:`DrawOptions`."""
+        from pdtr.benchmarks.drawbench import load_drawbench
+
+        return load_drawbench(self.file(), self.scorers)
+
+    def scorer(self) -> AbstractContextManager[Scorer]:
+        """See :class:`DrawOptions`."""
+        from experiments.eval_preferences import preference_models
+        from pdtr.benchmarks.drawbench import panel_scorer
+
+        given = {"pickscore": self.pickscore_weights, "clip": self.clip_weights}
+        found = {name: preference_models(name, given.get(name, ""), self.device) for name in self.scorers}
+        rewards: dict[str, Reward] = {name: reward for name, (reward, _) in found.items()}
+        told = [f"{name} with the weights {given[name]}" for name in self.scorers if given.get(name)]
+        return nullcontext(panel_scorer(rewards, {name: weights for name, (_, weights) in found.items()}, told))
+
+
+OPTIONS: dict[str, type[DrawOptions]] = {
+    kind.NAME: kind for kind in (GenEvalOptions, DPGOptions, GEditOptions, ImgEditOptions, OCROptions, DrawBenchOptions)
+}
