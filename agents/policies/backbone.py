@@ -175,7 +175,6 @@ class BackbonePolicy(FlowPolicy):
         (folder / SETTINGS_NAME).write_text(json.dumps(asdict(self.settings), indent=1) + "\n")
 
     @property
-    @final
     def transformer(self) -> nn.Module:
         """The pipeline's transformer."""
         module: nn.Module = self.pipeline.transformer

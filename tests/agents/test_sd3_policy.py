@@ -336,14 +336,10 @@ def test_folders_that_are_no_models(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected a folder in diffusers' layout \(model_index.json\)"):
         load_backbone(tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "DDPMPipeline"}')
-    with pytest.raises(
-        ValueError, match="expected a pipeline of one of StableDiffusion3Pipeline, .*, got DDPMPipeline"
-    ):
+    with pytest.raises(ValueError, match=r"expected a pipeline of one of StableDiffusion3.*, got DDPMPipeline"):
         load_backbone(tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}')
-    with pytest.raises(
-        ValueError, match="expected the folder or hub name of a StableDiffusion3Pipeline, got none that"
-    ):
+    with pytest.raises(ValueError, match="expected the folder or hub name of a StableDiffusion3Pipeline, got none"):
         load_backbone(tmp_path)
     (tmp_path / "pdtr_settings.json").write_text('{"height": 64, "colour": "red"}')
     with pytest.raises(ValueError, match=r"pdtr_settings\.json: expected a policy's settings, got others .*colour"):

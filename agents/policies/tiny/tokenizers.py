@@ -62,9 +62,11 @@ def t5_tokenizer(max_length: int = 512, vocab_size: int = 400) -> Any:
         max_length: tokens of a text, its end included.
         vocab_size: at most.
     """
+    import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-    from transformers import T5TokenizerFast
 
+    # An alias that the package makes as it is imported, unseen by type checkers.
+    t5_class: Any = getattr(transformers, "T5TokenizerFast")  # noqa: B009
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.UnigramTrainer(
@@ -80,4 +82,4 @@ def t5_tokenizer(max_length: int = 512, vocab_size: int = 400) -> Any:
         tokenizer.save(str(Path(folder) / "tokenizer.json"))
         settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": max_length}
         (Path(folder) / "tokenizer_config.json").write_text(json.dumps(settings))
-        return T5TokenizerFast.from_pretrained(folder)
+        return t5_class.from_pretrained(folder)
