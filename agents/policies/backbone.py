@@ -7,6 +7,7 @@ precision, memory and the embeddings' cache are here.
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import warnings
@@ -27,6 +28,8 @@ from agents.samplers import ODE
 from agents.types import Condition, PromptLike
 
 INDEX_NAME, SETTINGS_NAME = "model_index.json", "pdtr_settings.json"
+# Graphs of one block's forward pass, over all policies of the process.
+_MAX_GRAPHS = 128
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
@@ -295,6 +298,10 @@ class BackbonePolicy(FlowPolicy):
         if self.settings.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
         if self.settings.compile:
+            # Beyond the limit, 8 by default, dynamo gives up without an error. There is a graph for each kind of block,
+            # with and without gradients, for each version's adapters, and for text-to-image and editing.
+            dynamo: Any = importlib.import_module("torch._dynamo")
+            dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _MAX_GRAPHS)
             self.compile_blocks()
 
     def _text_rows(self, prompts: Sequence[PromptLike]) -> list[Row]:

@@ -196,6 +196,8 @@ def test_compiled_blocks_give_the_same(load: Callable[..., SD3Policy], monkeypat
     compiled, others = losses_and_gradients(load(compile=True))
     # The two blocks differ: in the first text goes on, and there is a second attention.
     assert len(graphs) == 2
+    # Block kinds x gradients x versions x tasks are more than dynamo's own limit, at which it gives up silently.
+    assert torch._dynamo.config.recompile_limit >= 3 * 2 * 4 * 2
     assert compiled == pytest.approx(plain, rel=1e-5)
     assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(gradients, others, strict=True))
 
