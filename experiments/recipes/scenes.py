@@ -39,8 +39,8 @@ def pdtr_scenes() -> TrainConfig:
             old_rate=0.001,  # Published: the policy that draws lags the more the longer the run is.
             old_max=0.5,  # Published.
         ),
-        # A quarter of the second stage's prompts rehearse the first task; the paper has no rehearsal. With one iteration
-        # in eight for it, editing lost 3.5 and 7 points in two runs.
+        # A quarter of the second stage's prompts rehearse the first task; the paper has no rehearsal. With one
+        # iteration in eight for it, editing lost 3.5 and 7 points in two runs.
         curriculum=_tuned(
             pdtr_curriculum(50, 160, rehearsal=0.25),
             # Two lost some of what the first stage had taught, four kept it; with three there is time for more prompts,
