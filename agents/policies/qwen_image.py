@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from agents.policies.backbone import BackbonePolicy, BackboneSettings
 from agents.policies.embeddings import Row
-from agents.policies.schedules import dynamic_mu, even_grid, scheduler_shift, scheduler_sigmas
+from agents.policies.flux_parts import even_sigmas, pipeline_timestep, references
+from agents.policies.schedules import dynamic_mu, scheduler_shift, scheduler_sigmas
 from agents.samplers import ODE
 
 _TEXT_PIPELINE: Any = QwenImagePipeline
@@ -72,7 +73,7 @@ class QwenImagePolicy(BackbonePolicy):
 
     def own_sigmas(self, num_inference_steps: int) -> Tensor:
         """The pipeline's schedule: shifted, then stretched so that the last step starts at ``shift_terminal``."""
-        grid = even_grid(num_inference_steps)
+        grid = even_sigmas(num_inference_steps)
         return scheduler_sigmas(self.pipeline.scheduler, num_inference_steps, self._mu, grid)
 
     @property
@@ -113,15 +114,13 @@ class QwenImagePolicy(BackbonePolicy):
 
     def network_velocity(self, latents: Tensor, sigma: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """The transformer at time sigma, over the target's tokens and then each source's."""
-        num_sources = sum(name.startswith("reference_") for name in tensors)
-        pictures = [latents, *(tensors[f"reference_{index}"] for index in range(num_sources))]
+        pictures = [latents, *references(tensors)]
         tokens = [_pack(picture) for picture in pictures]
         mask = tensors["prompt_mask"]
         network: Any = self.transformer
         velocity: Tensor = network(
             hidden_states=torch.cat(tokens, dim=1),
-            # By way of thousandths, as the pipeline rounds it.
-            timestep=(sigma * 1000).to(self.dtype) / 1000,
+            timestep=pipeline_timestep(sigma, self.dtype),
             encoder_hidden_states=tensors["prompt_embeds"],
             # Attention without a mask is the faster one.
             encoder_hidden_states_mask=None if bool(mask.all()) else mask,

@@ -48,12 +48,6 @@ def scheduler_sigmas(
     return result
 
 
-def even_grid(num_inference_steps: int) -> list[float]:
-    """The unshifted grid of FLUX's pipeline and its successors': 1, ..., 1 / T."""
-    grid: list[float] = torch.linspace(1, 1 / num_inference_steps, num_inference_steps, dtype=torch.float64).tolist()
-    return grid
-
-
 def dynamic_mu(scheduler: Any, num_tokens: int) -> float | None:
     """The dynamic shift's mu, linear in the number of image tokens; None where the scheduler's shift is static.
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from agents.policies.backbone import BackbonePolicy
 from agents.policies.embeddings import Row
-from agents.policies.schedules import dynamic_mu, even_grid, scheduler_shift, scheduler_sigmas
+from agents.policies.flux_parts import even_sigmas
+from agents.policies.schedules import dynamic_mu, scheduler_shift, scheduler_sigmas
 from agents.samplers import ODE
 
 _MAX_SEQUENCE_LENGTH = 512
@@ -57,7 +58,7 @@ class ZImagePolicy(BackbonePolicy):
 
     def own_sigmas(self, num_inference_steps: int) -> Tensor:
         """The pipeline's schedule."""
-        grid = even_grid(num_inference_steps)
+        grid = even_sigmas(num_inference_steps)
         return scheduler_sigmas(self.pipeline.scheduler, num_inference_steps, self._mu, grid)
 
     @property

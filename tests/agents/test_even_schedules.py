@@ -10,7 +10,8 @@ import pytest
 import torch
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
 
-from agents.policies.schedules import dynamic_mu, even_grid, scheduler_shift, scheduler_sigmas
+from agents.policies.flux_parts import even_sigmas
+from agents.policies.schedules import dynamic_mu, scheduler_shift, scheduler_sigmas
 from agents.samplers import FlowSDE
 
 FlowMatchEulerDiscreteScheduler: Any = diffusers.FlowMatchEulerDiscreteScheduler
@@ -32,7 +33,7 @@ def test_a_dynamic_shift_is_the_shift_it_is_called(kind: str) -> None:
     shift, even = scheduler_shift(scheduler, 0.8), np.linspace(1, 1 / 5, 5)
     assert shift == pytest.approx(np.exp(0.8) if kind == "exponential" else 0.8)
     assert np.allclose(
-        scheduler_sigmas(scheduler, 5, 0.8, even_grid(5)), [*(shift * even / (1 + (shift - 1) * even)), 0], atol=1e-6
+        scheduler_sigmas(scheduler, 5, 0.8, even_sigmas(5)), [*(shift * even / (1 + (shift - 1) * even)), 0], atol=1e-6
     )
 
 
@@ -40,9 +41,9 @@ def test_a_dynamic_shift_is_the_shift_it_is_called(kind: str) -> None:
 def test_the_first_sigma_is_one_where_the_scheduler_rounds_it(shift: float) -> None:
     """One shift in ten misses 1 by a rounding, and ``1 / (1 - sigma)`` would be millions, or negative."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    scheduler.set_timesteps(sigmas=even_grid(4))
+    scheduler.set_timesteps(sigmas=even_sigmas(4))
     assert scheduler.sigmas[0] != 1
-    sigmas = scheduler_sigmas(scheduler, 4, None, even_grid(4))
+    sigmas = scheduler_sigmas(scheduler, 4, None, even_sigmas(4))
     assert sigmas[0] == 1
     assert torch.equal(sigmas[1:], scheduler.sigmas[1:])
     x = torch.zeros(1, 2, 2, 2)
@@ -52,5 +53,5 @@ def test_the_first_sigma_is_one_where_the_scheduler_rounds_it(shift: float) -> N
 def test_the_scheduler_that_is_asked_stays_as_it_was() -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     before = scheduler.sigmas.clone()
-    scheduler_sigmas(scheduler, 3, 0.7, even_grid(3))
+    scheduler_sigmas(scheduler, 3, 0.7, even_sigmas(3))
     assert torch.equal(scheduler.sigmas, before)
