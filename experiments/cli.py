@@ -30,6 +30,11 @@ COMMANDS = {
     ),
     "edit-reward": ("experiments.edit_reward:edit_reward", "STEP [--flags]", "make a learnt edit reward, step by step"),
     "scenes-judge": ("experiments.scenes_judge:scenes_judge", "[--flags]", "train the embedded world's digit judge"),
+    "metaquery-scenes": (
+        "experiments.metaquery_scenes:metaquery_scenes",
+        "[--flags]",
+        "make a tiny UniPic2-MetaQuery and practise with it",
+    ),
     "recipes": ("experiments.commands:recipes", "", "list what can be trained"),
 }
 MISTAKE, STOPPED = 2, 130

@@ -76,6 +76,11 @@ class PatchCodec(nn.Module):
         self.register_buffer("basis", torch.eye(dim)[:, :num_channels].contiguous())
         self.register_buffer("scale", torch.ones(num_channels))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what it was fitted to."""
+        return self.mean.dtype
+
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
         """Fit mean, basis and scale on images, uint8 [B, H, W, 3]."""

@@ -37,6 +37,7 @@ from experiments.flags import Usage, parse, parse_run
 from experiments.held_out import EvalOptions
 from experiments.judge_check import JudgeCheckOptions
 from experiments.judge_serve import JudgeServeOptions
+from experiments.metaquery_scenes import MetaQueryScenesConfig
 from experiments.recipes import find_recipe
 from experiments.reward import ServeOptions
 from experiments.scenes_judge import ScenesJudgeConfig
@@ -183,6 +184,7 @@ def test_commands_parse(command: str) -> None:
             "sample": SampleOptions(tyro.MISSING),
             "report": ReportOptions(tyro.MISSING),
             "scenes-judge": ScenesJudgeConfig(),
+            "metaquery-scenes": MetaQueryScenesConfig(),
         }
         parse(options[name], usage, arguments)
 
