@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from agents.algorithms.base import Algorithm, Learning
 from agents.policies.base import FlowPolicy
+from agents.policies.sharding import whole
 from agents.policies.weights import PolicyWeights
+from agents.processes import ALONE, Processes
 from agents.samplers import derive_seed
-from agents.types import Chunk, Rollout, minibatches
+from agents.types import Chunk, Elsewhere, Rollout, minibatches
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,6 @@ class LearnerSettings:
             )
 
 
-def no_reduction(gradients: list[Tensor]) -> None:
-    """Gradients of a single process are complete."""
-
-
 @dataclass
 class Learner:
     """Owns the optimiser steps. ``num_updates`` counts them over the run.
@@ -54,7 +51,7 @@ class Learner:
         algorithm: what is descended.
         optimizer: over ``weights.parameters()``.
         settings: see :class:`LearnerSettings`.
-        reduce: sums gradients over processes, once an optimiser step.
+        processes: each learns from the chunks that it has drawn; gradients are summed once an optimiser step.
     """
 
     policy: FlowPolicy
@@ -62,14 +59,14 @@ class Learner:
     algorithm: Algorithm
     optimizer: torch.optim.Optimizer
     settings: LearnerSettings
-    reduce: Callable[[list[Tensor]], None] = no_reduction
+    processes: Processes = ALONE
     num_updates: int = field(default=0, init=False)
 
     def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         """Learn from one iteration's rollouts, advantages included.
 
         Returns:
-            Metrics, each a mean over what the algorithm reported; ``grad_norm`` before clipping, and
+            Metrics, each a mean over what the algorithm reported in all processes; ``grad_norm`` before clipping, and
             ``skipped_updates``, the optimiser steps left out because a gradient was not finite.
         """
         metrics: dict[str, list[float]] = {}
@@ -79,20 +76,22 @@ class Learner:
             for chunks in minibatches(rollouts, self.settings.num_minibatches, order):
                 self._accumulate(chunks, epoch, metrics)
                 self._step(metrics)
-        return {name: sum(values) / len(values) for name, values in metrics.items()}
+        return self.processes.mean(metrics)
 
-    def _accumulate(self, chunks: Sequence[Chunk], epoch: int, metrics: dict[str, list[float]]) -> None:
-        """Add the gradient of the minibatch's mean objective."""
-        num_samples = sum(len(chunk.trajectory) for chunk in chunks)
+    def _accumulate(self, chunks: Sequence[Chunk | Elsewhere], epoch: int, metrics: dict[str, list[float]]) -> None:
+        """Add the gradient of the minibatch's mean objective: of the chunks that are here, over all its samples."""
+        num_samples = sum(map(len, chunks))
         learning = Learning(self.policy, self.weights, epoch, metrics)
         for chunk in chunks:
+            if isinstance(chunk, Elsewhere):
+                continue
             for loss in self.algorithm.losses(learning, chunk):
-                (loss * (len(chunk.trajectory) / num_samples)).backward()  # type: ignore[no-untyped-call]
+                (loss * (len(chunk) / num_samples)).backward()  # type: ignore[no-untyped-call]
 
     def _step(self, metrics: dict[str, list[float]]) -> None:
         parameters = self.weights.parameters()
-        self.reduce([p.grad for p in parameters if p.grad is not None])
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm))
+        self.processes.sum_gradients(parameters)
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)))
         is_finite = math.isfinite(norm)
         metrics.setdefault("skipped_updates", []).append(float(not is_finite))
         if is_finite:

@@ -1,6 +1,7 @@
 """Rollouts: the inner denoising chain, drawn in chunks while the chunk before is being scored.
 
 Every draw is seeded by (seed, prompt, sample), so the chunk size and the number of processes change nothing in it.
+Processes share a rollout by whole chunks, see ``agents.sharing``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from agents.policies.base import FlowPolicy
 from agents.samplers import Sampler, derive_seed, sample_noise
-from agents.types import Condition, Rollout, Trajectory
+from agents.types import Condition, Elsewhere, Rollout, Trajectory
 
 if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
@@ -51,8 +52,27 @@ class Draw:
     keep_images: bool = False
 
 
+@dataclass(frozen=True)
+class Share:
+    """One process's part of a rollout.
+
+    Attributes:
+        chunks: numbers of the chunks that it draws, ascending.
+        num_idle: images that it draws beside them and drops: with sharded weights every process takes part in the
+            forward passes of the one that has the most chunks.
+    """
+
+    chunks: tuple[int, ...]
+    num_idle: int = 0
+
+
 def collect(
-    policy: FlowPolicy, envs: Sequence[VectorEnv[Any, Any, Any]], prompts: Sequence[Any], draw: Draw, sampler: Sampler
+    policy: FlowPolicy,
+    envs: Sequence[VectorEnv[Any, Any, Any]],
+    prompts: Sequence[Any],
+    draw: Draw,
+    sampler: Sampler,
+    share: Share | None = None,
 ) -> Rollout:
     """Draw ``group_size`` images a prompt and have the environment score them.
 
@@ -63,41 +83,55 @@ def collect(
         prompts: handed to the environments as they are; a group each. The policy sees them first, so as to prepare.
         draw: group size and seed.
         sampler: how latents are drawn.
+        share: what this process draws; everything by default.
 
     Returns:
-        The rollout, groups in the order of the prompts. A prompt's samples are drawn alike whatever it is drawn with.
+        The rollout, groups in the order of the prompts. A prompt's samples are drawn alike whatever it is drawn with,
+        and whichever process draws them. What is not in the share is :class:`Elsewhere`, with NaN for rewards.
 
     Raises:
         ValueError: the samples do not fill whole chunks, or episodes take more than one step.
     """
     chunk_size = envs[0].num_envs
-    total = len(prompts) * draw.group_size
-    if total == 0 or total % chunk_size:
-        raise ValueError(
-            f"collect: expected prompts x group_size to fill whole chunks, got {len(prompts)} x {draw.group_size} "
-            f"= {total} with a chunk size of {chunk_size}; change one of the three"
-        )
+    num_chunks = _num_chunks(len(prompts), draw.group_size, chunk_size)
+    share = Share(tuple(range(num_chunks))) if share is None else share
     steps = sampler.stochastic_steps(torch.Generator().manual_seed(derive_seed(draw.seed, "window")))
-    trajectories: list[Trajectory] = []
+    samples = {
+        number: [divmod(i, draw.group_size) for i in range(number * chunk_size, (number + 1) * chunk_size)]
+        for number in share.chunks
+    }
+    drawn: dict[int, Trajectory] = {}
     images: list[Images] = []
     pending: list[Future[Step]] = []
     waited = 0.0
-    policy.prepare(prompts)
+    policy.prepare([prompts[p] for p in dict.fromkeys(p for chunk in samples.values() for p, _ in chunk)])
     with ThreadPoolExecutor(max_workers=1) as scorer:
-        for number, start in enumerate(range(0, total, chunk_size)):
-            env = envs[number % len(envs)]
-            if number >= len(envs):
-                waited += _wait(pending[number - len(envs)])
-            samples = [divmod(i, draw.group_size) for i in range(start, start + chunk_size)]
-            observation, _ = env.reset(options={"prompts": [prompts[p] for p, _ in samples]})
-            seeds = [derive_seed(draw.seed, "sample", p, s) for p, s in samples]
+        for turn, (number, chunk) in enumerate(samples.items()):
+            env = envs[turn % len(envs)]
+            if turn >= len(envs):
+                waited += _wait(pending[turn - len(envs)])
+            observation, _ = env.reset(options={"prompts": [prompts[p] for p, _ in chunk]})
+            seeds = [derive_seed(draw.seed, "sample", p, s) for p, s in chunk]
             condition = encode_asks(policy, list(asks(observation)))
-            trajectories.append(denoise(policy, condition, sampler, steps, seeds))
-            chunk_images = policy.decode(trajectories[-1].x_0).cpu().numpy()
-            images.append(chunk_images)
-            pending.append(scorer.submit(env.step, chunk_images))
+            drawn[number] = denoise(policy, condition, sampler, steps, seeds)
+            images.append(policy.decode(drawn[number].x_0).cpu().numpy())
+            pending.append(scorer.submit(env.step, images[-1]))
+        for _ in range(share.num_idle):
+            denoise(policy, policy.encode(prompts[:1]), sampler, steps, [0])
         waited += sum(map(_wait, pending))
-    return _rollout(trajectories, [f.result() for f in pending], images if draw.keep_images else [], draw, waited)
+    outcomes = dict(zip(drawn, (future.result() for future in pending), strict=True))
+    trajectories = [drawn.get(number, Elsewhere(chunk_size)) for number in range(num_chunks)]
+    return _rollout(trajectories, outcomes, images if draw.keep_images else [], draw, waited)
+
+
+def _num_chunks(num_prompts: int, group_size: int, chunk_size: int) -> int:
+    total = num_prompts * group_size
+    if total == 0 or total % chunk_size:
+        raise ValueError(
+            f"collect: expected prompts x group_size to fill whole chunks, got {num_prompts} x {group_size} "
+            f"= {total} with a chunk size of {chunk_size}; change one of the three"
+        )
+    return total // chunk_size
 
 
 def _wait(future: Future[Step]) -> float:
@@ -107,35 +141,41 @@ def _wait(future: Future[Step]) -> float:
 
 
 def _rollout(
-    trajectories: Sequence[Trajectory], outcomes: Sequence[Step], images: Sequence[Images], draw: Draw, waited: float
+    trajectories: Sequence[Trajectory | Elsewhere],
+    outcomes: Mapping[int, Step],
+    images: Sequence[Images],
+    draw: Draw,
+    waited: float,
 ) -> Rollout:
-    if not all(np.all(terminated | truncated) for _, _, terminated, truncated, _ in outcomes):
+    if not all(np.all(terminated | truncated) for _, _, terminated, truncated, _ in outcomes.values()):
         raise ValueError("collect: expected episodes of one step, got one that goes on; use one turn")
-    rewards = torch.from_numpy(np.concatenate([np.asarray(o[1], np.float32) for o in outcomes]))
-    parts: list[Mapping[str, Any]] = [o[4].get("components", {}) for o in outcomes]
-    components = {
-        name: torch.from_numpy(np.concatenate([_component(o, name) for o in outcomes]))
-        for name in dict.fromkeys(name for part in parts for name in part)
-    }
-    starts = list(accumulate((len(o[1]) for o in outcomes), initial=0))[:-1]
-    whys = [o[4].get("reasons", {}) for o in outcomes]
+    starts = list(accumulate(map(len, trajectories), initial=0))
+    total = starts.pop()
+
+    def joined(parts: Mapping[int, Any]) -> Tensor:
+        """[N] of one part a chunk; NaN where a chunk has none, or is another process's."""
+        values = np.full(total, np.nan, np.float32)
+        for number, part in parts.items():
+            values[starts[number] : starts[number] + len(trajectories[number])] = part
+        return torch.from_numpy(values)
+
+    infos: dict[int, Mapping[str, Any]] = {number: outcome[4] for number, outcome in outcomes.items()}
+    components = {number: info.get("components", {}) for number, info in infos.items()}
+    names = dict.fromkeys(name for known in components.values() for name in known)
     return Rollout(
         trajectories=tuple(trajectories),
-        rewards=rewards,
-        components=components,
-        group_ids=torch.arange(len(rewards)) // draw.group_size,
-        advantages=torch.zeros(len(rewards)),
+        rewards=joined({number: outcome[1] for number, outcome in outcomes.items()}),
+        components={
+            name: joined({number: known[name] for number, known in components.items() if known.get(name) is not None})
+            for name in names
+        },
+        group_ids=torch.arange(total) // draw.group_size,
+        advantages=torch.zeros(total),
         seed=draw.seed,
         images=np.concatenate(images) if images else None,
         seconds_waited=waited,
-        reasons={start + i: why for start, known in zip(starts, whys, strict=True) for i, why in known.items()},
+        reasons={starts[n] + i: why for n, info in infos.items() for i, why in info.get("reasons", {}).items()},
     )
-
-
-def _component(outcome: Step, name: str) -> NDArray[np.float32]:
-    """A component of one chunk; NaN where its reward was not available as a whole, and had none."""
-    values = outcome[4].get("components", {}).get(name)
-    return np.full(len(outcome[1]), np.nan, np.float32) if values is None else np.asarray(values, np.float32)
 
 
 def asks(observation: Mapping[str, Any]) -> Iterator[Ask]:

@@ -101,6 +101,16 @@ class Trajectory:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """A chunk that another process has drawn: its number of samples is all that is known of it here."""
+
+    num_samples: int
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+
+@dataclass(frozen=True)
 class Chunk:
     """One chunk of a rollout as it was drawn, its advantages [B], and a seed a sample for draws made in learning.
 
@@ -112,24 +122,28 @@ class Chunk:
     advantages: Tensor
     seeds: tuple[int, ...]
 
+    def __len__(self) -> int:
+        return len(self.trajectory)
+
 
 @dataclass(frozen=True)
 class Rollout:
     """All samples of one iteration, in order, groups whole.
 
     Attributes:
-        trajectories: one per chunk.
+        trajectories: one per chunk; of those of other processes only how long they are.
         rewards: total reward a sample, float32 [N]; NaN where it was not available.
         components: named components, each [N].
         group_ids: group of each sample, [N].
         advantages: [N], zeros until :meth:`with_advantages`.
         seed: the rollout's seed, for draws made in learning (noise, sigmas).
-        images: decoded images, uint8 [N, H, W, 3], where they were kept.
+        images: decoded images, uint8 [N, H, W, 3], where they were kept; with several processes those that were drawn
+            here, or the first ones of all.
         seconds_waited: time that drawing stood still for rewards.
         reasons: why a sample has no reward, by its index.
     """
 
-    trajectories: tuple[Trajectory, ...]
+    trajectories: tuple[Trajectory | Elsewhere, ...]
     rewards: Tensor
     components: Mapping[str, Tensor]
     group_ids: Tensor
@@ -158,17 +172,22 @@ class Rollout:
         """Index of each chunk's first sample."""
         return [0, *accumulate(map(len, self.trajectories))][:-1]
 
-    def chunks(self) -> list[Chunk]:
-        """The chunks in the order in which they were drawn."""
-        chunks = []
+    def chunks(self) -> list[Chunk | Elsewhere]:
+        """The chunks in order; a sample's seed follows from its index in the whole rollout, whoever drew it."""
+        chunks: list[Chunk | Elsewhere] = []
         for start, trajectory in zip(self.chunk_starts(), self.trajectories, strict=True):
+            if isinstance(trajectory, Elsewhere):
+                chunks.append(trajectory)
+                continue
             stop = start + len(trajectory)
             seeds = tuple(derive_seed(self.seed, "learning", index) for index in range(start, stop))
             chunks.append(Chunk(trajectory, self.advantages[start:stop], seeds))
         return chunks
 
 
-def minibatches(rollouts: Sequence[Rollout], num_minibatches: int, generator: torch.Generator) -> Iterator[list[Chunk]]:
+def minibatches(
+    rollouts: Sequence[Rollout], num_minibatches: int, generator: torch.Generator
+) -> Iterator[list[Chunk | Elsewhere]]:
     """Cut an iteration's rollouts into ``num_minibatches`` runs of samples, one optimiser step each, in random order.
 
     The rollouts advance side by side, so that each step sees every task in its share as far as whole chunks allow.
@@ -183,10 +202,10 @@ def minibatches(rollouts: Sequence[Rollout], num_minibatches: int, generator: to
         raise ValueError(
             f"num_minibatches={num_minibatches} exceeds the rollout's {len(chunks)} chunks; lower it or chunk_size"
         )
-    runs: list[list[Chunk]] = [[] for _ in range(num_minibatches)]
+    runs: list[list[Chunk | Elsewhere]] = [[] for _ in range(num_minibatches)]
     total, start = sum(map(len, rollouts)), 0
     for _, _, chunk in sorted(chunks, key=lambda entry: entry[:2]):
         runs[start * num_minibatches // total].append(chunk)
-        start += len(chunk.trajectory)
+        start += len(chunk)
     for run in torch.randperm(num_minibatches, generator=generator).tolist():
         yield runs[run]

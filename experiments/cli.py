@@ -1,7 +1,8 @@
 """The console script ``pdtr``: finds the command, and turns a user's mistake into one line and exit code 2.
 
 Exit codes: 0 done, 2 a mistake in what was asked for (``PDTR_TRACEBACK=1`` shows where it came up), 130 stopped with
-Ctrl-C, 143 a server ended by SIGTERM. Anything else is a defect of ours and shows its traceback.
+Ctrl-C, 143 a server ended by SIGTERM. Anything else is a defect of ours and shows its traceback. Where a launcher has
+started several processes, one line is said by one of them.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from experiments.threads import set_waiting
+from pdtr.processes import is_first, num_processes, speaks
 
 # Each names the function that runs it, which is imported once it is asked for: `pdtr --help` must not wait for torch.
 COMMANDS = {
@@ -53,16 +56,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return 0
     except KeyboardInterrupt as stop:
-        _complain(f"stopped{f'; {stop}' if str(stop) else ''}")
+        if is_first():
+            _complain(f"stopped{f'; {stop}' if str(stop) else ''}")
         return STOPPED
     except BrokenPipeError:
         # Whoever read our output has had enough (`pdtr recipes | head -1`); the flush at exit must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        # Asked whatever the answer is good for: once a process has spoken, the others do not say that they lost it.
+        is_ours = speaks(error)
         if not is_mistake(error) or os.environ.get("PDTR_TRACEBACK", "") not in ("", "0"):
             raise
-        _complain(explain(error))
+        if is_ours:
+            _complain(explain(error))
         return MISTAKE
 
 
@@ -116,6 +123,11 @@ def _dispatch(arguments: list[str]) -> None:
 
         print(f"pdtr {__version__}")
     elif name in COMMANDS:
+        if num_processes() > 1 and name != "train":
+            raise ValueError(
+                f"{name}: expected one process, got {num_processes()}; processes share training alone, so type: "
+                f"{shlex.join(['pdtr', *arguments])}"
+            )
         module, function = COMMANDS[name][0].split(":")
         getattr(import_module(module), function)(rest)
     else:

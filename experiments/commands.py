@@ -14,6 +14,7 @@ import numpy as np
 import tyro
 
 from experiments.flags import Usage, parse, parse_run
+from pdtr.processes import finish, is_first, launcher
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -49,8 +50,10 @@ def train(arguments: Sequence[str]) -> None:
     except KeyboardInterrupt:
         started = (config.output_dir / "config.json").is_file()
         raise KeyboardInterrupt(_how_to_go_on(["train", name, *flags], started)) from None
-    _print_table(config.output_dir)
-    print(f"report: {path}")
+    finish()
+    if is_first():
+        _print_table(config.output_dir)
+        print(f"report: {path}")
 
 
 def pretrain(arguments: Sequence[str]) -> None:
@@ -236,7 +239,7 @@ def _leading_name(arguments: Sequence[str], default: str) -> tuple[str, list[str
 
 def _how_to_go_on(arguments: Sequence[str], started: bool) -> str:
     kept = [argument for argument in arguments if argument != _RESUME]
-    return f"go on with: {shlex.join(['pdtr', *kept, *([_RESUME] if started else [])])}"
+    return f"go on with: {shlex.join([*launcher(), *kept, *([_RESUME] if started else [])])}"
 
 
 def _check_recipe(folder: Path, name: str) -> None:

@@ -17,6 +17,7 @@ from agents.samplers import ODE, Sampler
 from pdtr.aggregation import Aggregation
 from pdtr.curriculum import Curriculum, StageCurriculum, pdtr_curriculum, split_prompts
 from pdtr.missing import MissingSettings
+from pdtr.processes import ProcessSettings
 from pdtr.reward_source import GroundTruth, RewardSource
 from pdtr.task_source import ScenesTasks, TaskSource
 
@@ -75,7 +76,8 @@ class TrainConfig:
         evaluation: see :class:`EvaluationConfig`.
         checkpoint_every: iterations between checkpoints.
         keep_checkpoints: how many are kept.
-        num_threads: torch threads.
+        processes: how several processes share the run.
+        num_threads: torch threads of each process.
         seed: of everything.
     """
 
@@ -99,6 +101,7 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint_every: int = 10
     keep_checkpoints: int = 3
+    processes: ProcessSettings = field(default_factory=ProcessSettings)
     num_threads: int = 2
     seed: int = 0
 

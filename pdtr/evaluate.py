@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
 
     from agents.policies.base import FlowPolicy
+    from agents.rollout import Draw
     from agents.samplers import Sampler
+    from agents.types import Rollout
     from rewards.base import Prompt
 
 # One seed for every run: two runs, or two moments of one, see the same noise on the same prompt.
@@ -31,7 +33,7 @@ class Evaluation:
         skills: each prompt's skill ("" where its metadata names none).
         strict: success, 1 or 0, NaN where not available, [N].
         reward: [N].
-        images: uint8 [N, H, W, 3].
+        images: uint8 [N, H, W, 3]; with several processes the first ones, in the first process alone.
         trained: what the run trains on, of the same images, [N]; None where that is the reward itself.
     """
 
@@ -79,26 +81,41 @@ def evaluate(
     The last chunk is filled up with repeated prompts, whose rows are dropped. Evaluations of one ``kind`` see the same
     noise on the same prompt, those of two kinds do not: what was looked at while tuning is not drawn again at the end.
     """
-    from agents.rollout import Draw, collect
+    from agents.rollout import collect
+
+    padded, draw = evaluation_draw(prompts, envs[0].num_envs, kind)
+    return evaluation_of(collect(policy, envs, padded, draw, sampler), prompts, success)
+
+
+def evaluation_draw(prompts: Sequence[Prompt], chunk_size: int, kind: str) -> tuple[list[Prompt], Draw]:
+    """What is drawn for an evaluation: the prompts, filled up to whole chunks, and how.
+
+    Raises:
+        ValueError: there is no prompt.
+    """
+    from agents.rollout import Draw
     from agents.samplers import derive_seed
 
     if not prompts:
         raise ValueError("evaluate: expected at least one prompt, got none")
-    chunk_size = envs[0].num_envs
     padding = -len(prompts) % chunk_size
     padded = [*prompts, *(prompts[i % len(prompts)] for i in range(padding))]
-    rollout = collect(policy, envs, padded, Draw(1, derive_seed(EVALUATION_SEED, kind), keep_images=True), sampler)
-    assert rollout.images is not None
+    return padded, Draw(1, derive_seed(EVALUATION_SEED, kind), keep_images=True)
+
+
+def evaluation_of(rollout: Rollout, prompts: Sequence[Prompt], success: str = "strict") -> Evaluation:
+    """Read what was drawn by :func:`evaluation_draw`; the rows that filled up are dropped."""
     count = len(prompts)
     reward = rollout.rewards.numpy()[:count]
     components = rollout.components
     strict = components[success].numpy()[:count] if success in components else reward
+    images = np.zeros((0, 1, 1, 3), np.uint8) if rollout.images is None else rollout.images[:count]
     return Evaluation(
         ids=tuple(prompt.id for prompt in prompts),
         skills=tuple(_skill(prompt.metadata) for prompt in prompts),
         strict=strict,
         reward=reward,
-        images=rollout.images[:count],
+        images=images,
         trained=components[TRAINED].numpy()[:count] if TRAINED in components else None,
     )
 

@@ -8,7 +8,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,12 +19,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
+    from agents.processes import Processes
     from pdtr.config import TrainConfig
+    from pdtr.progress import Progress
     from pdtr.tasks import Task
+    from pdtr.trainer import Trainer
 
 BASE = Path(__file__).parent / "base"
 # A curriculum checks its own state; the rest changes how a run goes on, not what comes of it.
-_FREE_TO_CHANGE = {"output_dir", "curriculum", "num_threads", "checkpoint_every", "keep_checkpoints"}
+_FREE_TO_CHANGE = {"output_dir", "curriculum", "processes", "num_threads", "checkpoint_every", "keep_checkpoints"}
 _PACKAGES = ("pdtr", "torch", "diffusers", "transformers", "gymnasium", "peft", "accelerate", "numpy", "safetensors")
 
 
@@ -31,6 +35,8 @@ def train(
     config: TrainConfig, tasks: Mapping[str, Task] | None = None, resume: bool = False, recipe: str = "custom"
 ) -> Path:
     """Train, then write the policy, a published model's adapters, a picture of before and after, and the report.
+
+    In several processes (see ``docs/processes.md``) each calls this alike; the first one writes.
 
     Args:
         config: the run.
@@ -47,46 +53,89 @@ def train(
             or ``tasks`` has others.
     """
     import torch
-    from accelerate import Accelerator
 
-    from agents.policies.backbone import BackbonePolicy
-    from agents.policies.weights import LoraWeights
-    from pdtr.picture import write_picture
-    from pdtr.progress import Progress
-    from pdtr.report import write_report
+    from pdtr.processes import check_shares, losses_explained, start
     from pdtr.reward_source import GroundTruth
     from pdtr.sampling import load_policy, policy_folder
     from pdtr.trainer import Trainer
 
-    last = _prepare(config.output_dir, resume)
+    processes, device = start(config.processes)
     torch.set_num_threads(config.num_threads)
-    accelerator = Accelerator()
-    if accelerator.num_processes > 1:
-        raise ValueError(f"expected one process, got {accelerator.num_processes}; several are not supported yet")
-    policy = load_policy(policy_folder(config.base), config.backbone)
-    policy.to(accelerator.device)
-    if tasks is None:
-        tasks = config.tasks.make_tasks(config.evaluation, config.rewards.make_rewards())
-    elif config.rewards != GroundTruth():
-        raise ValueError("rewards: expected either tasks with their rewards or config.rewards, got both; drop one")
-    _write_config(config, recipe)
+    check_shares(config.num_prompts * config.group_size // config.chunk_size, config, processes)
+    with losses_explained(processes, config.processes):
+        last = processes.agree(lambda: _prepare(config.output_dir, resume))
+        policy = load_policy(policy_folder(config.base), config.backbone)
+        if not processes.is_sharded:
+            policy.to(device)
+        if tasks is None:
+            tasks = config.tasks.make_tasks(config.evaluation, config.rewards.make_rewards())
+        elif config.rewards != GroundTruth():
+            raise ValueError("rewards: expected either tasks with their rewards or config.rewards, got both; drop one")
+        if processes.is_first:
+            _write_config(config, recipe)
+        with _display(config, processes) as progress:
+            trainer = Trainer(config, tasks, policy, progress, processes)
+            # What is cut up came to the device block by block, as it may not fit there whole; the rest follows.
+            policy.to(device)
+            if last:
+                trainer.restore(Path(last))
+            elif resume:
+                trainer.records.truncate(0)
+            trainer.train()
+        _write_results(config, trainer)
+        processes.wait()
+    return config.output_dir / "report.html"
+
+
+@contextmanager
+def _display(config: TrainConfig, processes: Processes) -> Iterator[Progress]:
+    """The progress of the run, shown by its first process."""
+    from rich.console import Console
+
+    from pdtr.progress import Progress
+
+    if not processes.is_first:
+        yield Progress(config, Console(quiet=True))
+        return
     with Progress(config) as progress:
-        trainer = Trainer(config, tasks, policy, progress)
-        if last is not None:
-            trainer.restore(last)
-        elif resume:
-            trainer.logbook.truncate(0)
-        trainer.train()
-    with trainer.weights.use(trainer.evaluated_version):
-        if isinstance(trainer.weights, LoraWeights):
-            if isinstance(policy, BackbonePolicy):
-                trainer.weights.save_lora(config.output_dir / "lora", trainer.evaluated_version)
-            policy.transformer = merged(policy.transformer)
-        policy.save(config.output_dir / "policy")
+        yield progress
+
+
+def _write_results(config: TrainConfig, trainer: Trainer) -> None:
+    """The policy, a picture of before and after, and the report, by the first process."""
+    from pdtr.picture import write_picture
+    from pdtr.report import write_report
+
+    _write_policy(config, trainer)
+    if not trainer.processes.is_first:
+        return
     if config.evaluation.num_grid:
         write_picture(config.output_dir)
-    report: Path = write_report(config.output_dir)
-    return report
+    write_report(config.output_dir)
+
+
+def _write_policy(config: TrainConfig, trainer: Trainer) -> None:
+    from agents.policies.backbone import BackbonePolicy
+    from agents.policies.sharding import gathered
+    from agents.policies.weights import LoraWeights
+    from pdtr.sampling import load_policy, policy_folder
+    from pdtr.trainer import make_weights
+
+    policy, weights, processes = trainer.policy, trainer.weights, trainer.processes
+    state = gathered(weights.state(), processes.is_first) if processes.is_sharded else {}
+    if not processes.is_first:
+        return
+    if processes.is_sharded:
+        # A network that was cut up stays so; another one takes its whole weights, on the CPU.
+        policy = load_policy(policy_folder(config.base), config.backbone)
+        weights = make_weights(config, policy)
+        weights.load_state(state)
+    with weights.use(trainer.evaluated_version):
+        if isinstance(weights, LoraWeights):
+            if isinstance(policy, BackbonePolicy):
+                weights.save_lora(config.output_dir / "lora", trainer.evaluated_version)
+            policy.transformer = merged(policy.transformer)
+        policy.save(config.output_dir / "policy")
 
 
 def merged(transformer: nn.Module) -> nn.Module:
@@ -104,8 +153,8 @@ def merged(transformer: nn.Module) -> nn.Module:
     return plain
 
 
-def _prepare(folder: Path, resume: bool) -> Path | None:
-    """The checkpoint to go on from, if any; refuses to write over a run."""
+def _prepare(folder: Path, resume: bool) -> str:
+    """The checkpoint to go on from, empty where there is none; refuses to write over a run."""
     from pdtr import checkpoint
 
     started = (folder / "config.json").is_file()
@@ -117,9 +166,9 @@ def _prepare(folder: Path, resume: bool) -> Path | None:
         raise ValueError(f"{folder}: expected a run to resume, found none; leave --resume out to start it")
     folder.mkdir(parents=True, exist_ok=True)
     if not resume:
-        return None
+        return ""
     checkpoint.clean_up(folder / "checkpoints")
-    return checkpoint.latest(folder / "checkpoints")
+    return str(checkpoint.latest(folder / "checkpoints") or "")
 
 
 def _write_config(config: TrainConfig, recipe: str) -> None:
@@ -156,8 +205,10 @@ def _check_same(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
 
 def _command() -> str:
     """The command line that started this process, as one would type it."""
+    from pdtr.processes import launcher
+
     program = Path(sys.argv[0]).name
-    return shlex.join(["pdtr" if program in ("pdtr", "cli.py") else program, *sys.argv[1:]])
+    return shlex.join([*(launcher() if program in ("pdtr", "cli.py", "__main__.py") else [program]), *sys.argv[1:]])
 
 
 def plain(config: Any) -> Any:

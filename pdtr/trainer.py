@@ -2,6 +2,8 @@
 
 Every draw is seeded by (run seed, iteration), so all the state that a run has is weights, optimiser, curriculum and
 counters: a run that was killed goes on to the same bits as one that was not.
+
+Several processes share the chunks of every rollout and evaluation; from the gathered rewards each decides the same.
 """
 
 from __future__ import annotations
@@ -20,21 +22,24 @@ from torch import Tensor
 from agents.algorithms.base import changed
 from agents.learner import Learner
 from agents.policies.base import FlowPolicy
+from agents.policies.sharding import cut_optimizer_state, gathered
 from agents.policies.weights import FullWeights, LoraWeights, PolicyWeights, Version
+from agents.processes import ALONE, Processes
 from agents.rollout import Draw, collect
 from agents.samplers import derive_seed
+from agents.sharing import gather_rollouts, shares
 from agents.types import Rollout
 from pdtr import checkpoint
 from pdtr.aggregation import weighted
 from pdtr.config import TrainConfig
 from pdtr.curriculum import Plan, TaskBatch
-from pdtr.evaluate import evaluate
-from pdtr.logbook import Logbook
+from pdtr.evaluate import Evaluation, evaluation_draw, evaluation_of
 from pdtr.metrics import evaluation_row, rollout_metrics, statistics_metrics
 from pdtr.missing import MissingWatch, commonest_reason, masked
-from pdtr.panel import hacking_alarm, panel_metrics
+from pdtr.panel import panel_metrics
+from pdtr.processes import check_shares
 from pdtr.progress import Progress
-from pdtr.report_data import read_run
+from pdtr.records import Records
 from pdtr.tasks import Task, check_groups
 
 
@@ -61,18 +66,29 @@ class Trainer:
         tasks: by name; the curriculum may ask for these.
         policy: the policy to train, at its base weights.
         progress: where progress is shown.
+        processes: those that share the run.
+
+    Raises:
+        ValueError: chunks cut the groups of a reward that compares them, or do not divide among the processes.
     """
 
-    def __init__(self, config: TrainConfig, tasks: Mapping[str, Task], policy: FlowPolicy, progress: Progress) -> None:
-        self.config, self.tasks, self.policy, self.progress = config, tasks, policy, progress
+    def __init__(
+        self,
+        config: TrainConfig,
+        tasks: Mapping[str, Task],
+        policy: FlowPolicy,
+        progress: Progress,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.config, self.tasks, self.policy, self.processes = config, tasks, policy, processes
         check_groups(tasks, config.group_size, config.chunk_size)
+        check_shares(config.num_prompts * config.group_size // config.chunk_size, config, processes)
         # A copy: the configuration's must stay as it was given, for another run of the same configuration.
         self.curriculum = copy.deepcopy(config.curriculum)
-        self.logbook = Logbook(config.output_dir)
-        self.weights = make_weights(config, policy)
-        self.learner = Learner(
-            policy, self.weights, config.algorithm, make_optimizer(config, self.weights), config.learner
-        )
+        self.records = Records(config, progress, processes.is_first)
+        self.weights = make_weights(config, policy, processes.is_sharded)
+        optimizer = make_optimizer(config, self.weights)
+        self.learner = Learner(policy, self.weights, config.algorithm, optimizer, config.learner, processes)
         self.run = Run()
         self.missing = MissingWatch(config.missing)
         self._envs = {name: task.make_envs(config.chunk_size) for name, task in tasks.items()}
@@ -83,7 +99,7 @@ class Trainer:
         """Run the curriculum to its end."""
         pools = {name: task.pool for name, task in self.tasks.items()}
         if self.run.iteration == 0:
-            self._log_prompts()
+            self.records.prompts(self.tasks)
             self._evaluate_all("final", "base")
             self.curriculum.observe_evaluation(self._evaluate_all("tune"))
         while True:
@@ -99,7 +115,7 @@ class Trainer:
 
     def _iterate(self, plan: Plan, started: float) -> None:
         self._start_stage(plan)
-        rollouts = self._with_advantages(plan, [self._collect(part) for part in plan.parts])
+        rollouts = self._with_advantages(plan, self._collect(plan))
         drawn = time.monotonic()
         row: dict[str, Any] = {"iteration": self.run.iteration + 1, "stage": plan.stage, "stage_name": plan.stage_name}
         row |= {"tasks": [part.task for part in plan.parts]}
@@ -121,8 +137,7 @@ class Trainer:
         row |= {"seconds": self.run.seconds, "seconds_rollout": drawn - started}
         row |= {"seconds_update": time.monotonic() - drawn, "learning_rate": self._learning_rate()}
         row["seconds_waited"] = sum(rollout.seconds_waited for rollout in rollouts)
-        self.logbook.metrics(row)
-        self.progress.iteration(row)
+        self.records.iteration(row)
         if self.run.iteration % self.config.evaluation.every == 0:
             self.curriculum.observe_evaluation(self._evaluate_all("tune"))
         if self.run.iteration % self.config.checkpoint_every == 0:
@@ -151,13 +166,19 @@ class Trainer:
     def _learning_rate(self) -> float:
         return float(self.learner.optimizer.param_groups[0]["lr"])
 
-    def _collect(self, part: TaskBatch) -> Rollout:
-        """Draw one task's rollout with the weights that act."""
-        algorithm = self.learner.algorithm
-        seed = derive_seed(self.config.seed, "rollout", self.run.iteration, part.task)
-        draw = Draw(self.config.group_size, seed, keep_images=self.config.panel_groups > 0)
-        with torch.no_grad(), self.weights.use(algorithm.acting_version):
-            return collect(self.policy, self._envs[part.task], part.prompts, draw, algorithm.sampler())
+    def _collect(self, plan: Plan) -> list[Rollout]:
+        """Draw this process's share of the iteration with the weights that act; the rewards are everybody's."""
+        config, algorithm = self.config, self.learner.algorithm
+        num_chunks = [len(part.prompts) * config.group_size // config.chunk_size for part in plan.parts]
+        check_shares(sum(num_chunks), config, self.processes)
+        rollouts = []
+        for part, share in zip(plan.parts, shares(num_chunks, self.processes), strict=True):
+            seed = derive_seed(config.seed, "rollout", self.run.iteration, part.task)
+            draw = Draw(config.group_size, seed, keep_images=config.panel_groups > 0)
+            envs = self._envs[part.task]
+            with torch.no_grad(), self.weights.use(algorithm.acting_version):
+                rollouts.append(collect(self.policy, envs, part.prompts, draw, algorithm.sampler(), share))
+        return gather_rollouts(rollouts, self.processes, config.panel_groups * config.group_size)
 
     def _panel(self, part: TaskBatch, rollout: Rollout) -> dict[str, float]:
         """Statistics of the first groups' images."""
@@ -182,34 +203,26 @@ class Trainer:
         """Evaluate every task with the averaged weights, log it, and return the held-out scores."""
         scores = {}
         for name, task in self.tasks.items():
-            prompts = task.final if kind == "final" else task.tune
-            with torch.no_grad(), self.weights.use(self.evaluated_version):
-                envs, sampler = self._evaluation_envs[name], self.config.evaluation.sampler
-                found = evaluate(self.policy, envs, prompts, sampler, kind=kind, success=task.success)
+            found = self._evaluate(task, kind)
             row = evaluation_row(found, name, kind, label)
             row |= {"iteration": self.run.iteration, "seconds": self.run.seconds}
-            grid = found.images[: self.config.evaluation.num_grid]
-            self.logbook.evaluation(row, found.ids, found.skills, found.scores, grid)
-            self.progress.evaluation(row)
-            if kind == "tune":
-                self._warn_of_hacking(name)
+            self.records.evaluation(row, found)
             scores[name] = found.score
         return scores
 
-    def _warn_of_hacking(self, task: str) -> None:
-        alarm = hacking_alarm(read_run(self.config.output_dir).trained_history(task))
-        if alarm:
-            self.progress.warn(f"{task}: {alarm}")
-
-    def _log_prompts(self) -> None:
-        """What the grids' images belong to."""
-        for name, task in self.tasks.items():
-            shown = task.final[: self.config.evaluation.num_grid]
-            sources = [prompt.source_images[0] for prompt in shown if prompt.source_images]
-            self.logbook.prompts(name, [prompt.text for prompt in shown], np.stack(sources) if sources else None)
+    def _evaluate(self, task: Task, kind: str) -> Evaluation:
+        """What ``pdtr.evaluate.evaluate`` finds, its chunks shared by the processes."""
+        settings, envs = self.config.evaluation, self._evaluation_envs[task.name]
+        prompts = task.final if kind == "final" else task.tune
+        padded, draw = evaluation_draw(prompts, settings.chunk_size, kind)
+        (share,) = shares([len(padded) // settings.chunk_size], self.processes)
+        with torch.no_grad(), self.weights.use(self.evaluated_version):
+            own = collect(self.policy, envs, padded, draw, settings.sampler, share)
+        (rollout,) = gather_rollouts([own], self.processes, settings.num_grid)
+        return evaluation_of(rollout, prompts, task.success)
 
     def save_checkpoint(self) -> Path:
-        """Write everything that the run's continuation depends on."""
+        """Write everything that the run's continuation depends on, whole, for any number of processes."""
         tensors = {f"weights.{name}": tensor for name, tensor in self.weights.state().items()}
         optimizer_tensors, optimizer_meta = checkpoint.optimizer_state(self.learner.optimizer)
         tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer_tensors.items()}
@@ -225,8 +238,10 @@ class Trainer:
         }
         folder = self.config.output_dir / "checkpoints"
         path = folder / checkpoint.checkpoint_name(self.run.iteration)
-        checkpoint.save_state(path, tensors, meta)
-        checkpoint.prune(folder, self.config.keep_checkpoints)
+        tensors = gathered(tensors, self.processes.is_first)
+        if self.processes.is_first:
+            checkpoint.save_state(path, tensors, meta)
+            checkpoint.prune(folder, self.config.keep_checkpoints)
         return path
 
     def restore(self, path: Path) -> None:
@@ -236,23 +251,22 @@ class Trainer:
         self.curriculum.load_state_dict(state.meta["curriculum"])
         self.missing.load_state_dict(state.meta["missing"])
         self.learner.num_updates = int(state.meta["num_updates"])
-        checkpoint.restore_optimizer(
-            self.learner.optimizer, _part(state.tensors, "optimizer."), state.meta["optimizer"]
-        )
+        moments = cut_optimizer_state(_part(state.tensors, "optimizer."), self.weights.parameters())
+        checkpoint.restore_optimizer(self.learner.optimizer, moments, state.meta["optimizer"])
         meta = state.meta
         self.run = Run(int(meta["iteration"]), float(meta["seconds"]), str(meta["stage_name"]))
-        self.logbook.truncate(self.run.iteration)
+        self.records.truncate(self.run.iteration)
 
 
-def make_weights(config: TrainConfig, policy: FlowPolicy) -> PolicyWeights:
+def make_weights(config: TrainConfig, policy: FlowPolicy, is_sharded: bool = False) -> PolicyWeights:
     """Adapters or full weights, with the versions that the algorithm and the evaluation need."""
     acting, averaged = config.algorithm.acting_version, config.learner.ema_decay > 0
     versions: tuple[Version, ...] = ("reference",)
     versions += ("old",) if acting == "old" else ()
     versions += ("ema",) if averaged else ()
     if config.lora is not None:
-        return LoraWeights(policy, config.lora, versions, config.seed)
-    return FullWeights(policy, versions)
+        return LoraWeights(policy, config.lora, versions, config.seed, is_sharded)
+    return FullWeights(policy, versions, is_sharded)
 
 
 def make_optimizer(config: TrainConfig, weights: PolicyWeights) -> torch.optim.Optimizer:

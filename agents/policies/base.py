@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.flow import linear_sigmas
+from agents.policies.sharding import as_forward
 from agents.samplers import Sampler
 from agents.types import Condition, PromptLike, join_conditions
 
@@ -111,11 +112,12 @@ class FlowPolicy(ABC):
         """
         sigma = sigma.expand(len(latents))
         if guidance_scale == 1.0:
-            return self.conditional_velocity(latents, sigma, condition)
+            return as_forward(self.transformer, self.conditional_velocity, latents, sigma, condition)
         if condition.negative is None:
             raise ValueError(f"guidance_scale={guidance_scale} needs a condition with a negative branch; it has none")
         both = join_conditions([condition.negative, Condition(condition.tensors)])
-        velocity = self.conditional_velocity(torch.cat([latents, latents]), torch.cat([sigma, sigma]), both)
+        twice = torch.cat([latents, latents]), torch.cat([sigma, sigma]), both
+        velocity = as_forward(self.transformer, self.conditional_velocity, *twice)
         negative, positive = velocity.chunk(2)
         return self.guide(negative, positive, guidance_scale)
 

@@ -3,6 +3,9 @@
 With LoRA (peft) every version is an adapter on one frozen base, and the reference is the base itself until it is
 reset. With full training every version but the current one is a frozen copy of the transformer. Either way a version
 is used by ``with weights.use("reference"):`` and an algorithm need not know which it is.
+
+With ``is_sharded`` the networks are cut up over processes (see ``agents.policies.sharding``): every version of full
+weights, the frozen base under adapters. Adapters are small, and every process keeps them whole.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from torch import Tensor, nn
 
 from agents.policies.averaging import average_into
 from agents.policies.base import FlowPolicy
+from agents.policies.sharding import cut_like, shard
 
 Version = Literal["current", "old", "reference", "ema"]
 VERSIONS: tuple[Version, ...] = ("current", "old", "reference", "ema")
@@ -60,11 +64,11 @@ class PolicyWeights(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """Every version's tensors by ``version.name``, for a checkpoint."""
+        """Every version's tensors by ``version.name``, for a checkpoint; cut up where they are sharded."""
 
     @abstractmethod
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Restore :meth:`state`, bit for bit."""
+        """Restore :meth:`state`, bit for bit, from whole tensors."""
 
 
 @final
@@ -75,7 +79,12 @@ class FullWeights(PolicyWeights):
         ValueError: the parameters are not float32: an update is some 1e-4 of a weight, which bfloat16 rounds away.
     """
 
-    def __init__(self, policy: FlowPolicy, versions: Sequence[Version] = ("old", "reference", "ema")) -> None:
+    def __init__(
+        self,
+        policy: FlowPolicy,
+        versions: Sequence[Version] = ("old", "reference", "ema"),
+        is_sharded: bool = False,
+    ) -> None:
         dtypes = {parameter.dtype for parameter in policy.transformer.parameters()}
         if dtypes != {torch.float32}:
             raise ValueError(
@@ -86,6 +95,11 @@ class FullWeights(PolicyWeights):
         self._modules: dict[Version, nn.Module] = {"current": policy.transformer.requires_grad_(True)}
         for version in versions:
             self._modules[version] = copy.deepcopy(policy.transformer).requires_grad_(False)
+            # At once, and the original last: only one copy is whole at a time.
+            if is_sharded:
+                shard(self._modules[version])
+        if is_sharded:
+            shard(policy.transformer)
 
     @contextmanager
     def use(self, version: Version) -> Iterator[None]:
@@ -114,7 +128,8 @@ class FullWeights(PolicyWeights):
         for version, module in self._modules.items():
             prefix = f"{version}."
             part = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-            module.load_state_dict(part)
+            own = module.state_dict()
+            module.load_state_dict({name: cut_like(t, own.get(name, t)) for name, t in part.items()})
 
     def _module(self, version: Version) -> nn.Module:
         if version not in self._modules:
@@ -135,6 +150,7 @@ class LoraWeights(PolicyWeights):
         settings: LoraSettings,
         versions: Sequence[Version] = ("old", "reference", "ema"),
         seed: int = 0,
+        is_sharded: bool = False,
     ) -> None:
         from peft import LoraConfig, get_peft_model
 
@@ -156,6 +172,9 @@ class LoraWeights(PolicyWeights):
         self._activate("current")
         for version in versions:
             self.blend(version, 0.0)
+        if is_sharded:
+            adapters = [cast(nn.Parameter, t) for version in self._versions for t in self._tensors(version).values()]
+            shard(policy.transformer, replicated=adapters)
 
     @contextmanager
     def use(self, version: Version) -> Iterator[None]:

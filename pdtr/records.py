@@ -1,0 +1,61 @@
+"""What a run writes down and shows while it goes on. Of several processes only the first one does either."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pdtr.config import TrainConfig
+from pdtr.evaluate import Evaluation
+from pdtr.logbook import Logbook
+from pdtr.panel import hacking_alarm
+from pdtr.progress import Progress
+from pdtr.report_data import read_run
+from pdtr.tasks import Task
+
+
+class Records:
+    """The log and the display of one run.
+
+    Args:
+        config: of the run.
+        progress: where progress is shown.
+        is_kept: whether this process keeps them; all methods do nothing where it does not.
+    """
+
+    def __init__(self, config: TrainConfig, progress: Progress, is_kept: bool = True) -> None:
+        self._folder, self._num_grid, self._progress = config.output_dir, config.evaluation.num_grid, progress
+        self._logbook = Logbook(config.output_dir) if is_kept else None
+
+    def iteration(self, row: Mapping[str, Any]) -> None:
+        """Note one iteration's metrics."""
+        if self._logbook is not None:
+            self._logbook.metrics(row)
+            self._progress.iteration(row)
+
+    def evaluation(self, row: Mapping[str, Any], found: Evaluation) -> None:
+        """Note one evaluation, and warn where it shows that the trained reward has left the held-out one."""
+        if self._logbook is None:
+            return
+        self._logbook.evaluation(row, found.ids, found.skills, found.scores, found.images[: self._num_grid])
+        self._progress.evaluation(row)
+        if row["set"] == "tune":
+            alarm = hacking_alarm(read_run(self._folder).trained_history(row["task"]))
+            if alarm:
+                self._progress.warn(f"{row['task']}: {alarm}")
+
+    def prompts(self, tasks: Mapping[str, Task]) -> None:
+        """Note what the grids' images belong to."""
+        if self._logbook is None:
+            return
+        for name, task in tasks.items():
+            shown = task.final[: self._num_grid]
+            sources = [prompt.source_images[0] for prompt in shown if prompt.source_images]
+            self._logbook.prompts(name, [prompt.text for prompt in shown], np.stack(sources) if sources else None)
+
+    def truncate(self, iteration: int) -> None:
+        """Drop what was noted after an iteration."""
+        if self._logbook is not None:
+            self._logbook.truncate(iteration)
