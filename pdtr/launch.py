@@ -16,6 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pdtr.processes import check_shares, launcher, losses_explained, start
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -50,12 +52,26 @@ def train(
     Raises:
         ValueError: the folder already holds a run and ``resume`` is not asked for; or it holds none and it is; or
             ``config.base`` is neither a policy nor a finished run; or the rewards of ``config.rewards`` cannot be made,
-            or ``tasks`` has others.
+            or ``tasks`` has others; or the processes cannot share the iteration's chunks.
+        ProcessLost: another process of the run has ended.
     """
+    from pdtr.picture import write_picture
+    from pdtr.report import write_report
+
+    processes = run(config, tasks, resume, recipe).processes
+    with losses_explained(processes, config.processes):
+        if processes.is_first and config.evaluation.num_grid:
+            write_picture(config.output_dir)
+        path = processes.agree(lambda: str(write_report(config.output_dir)))
+    return Path(path)
+
+
+def run(
+    config: TrainConfig, tasks: Mapping[str, Task] | None = None, resume: bool = False, recipe: str = "custom"
+) -> Trainer:
+    """As :func:`train`, without the picture and the report. -> the trainer, at the end of its run."""
     import torch
 
-    from pdtr.processes import check_shares, losses_explained, start
-    from pdtr.reward_source import GroundTruth
     from pdtr.sampling import load_policy, policy_folder
     from pdtr.trainer import Trainer
 
@@ -67,10 +83,7 @@ def train(
         policy = load_policy(policy_folder(config.base), config.backbone)
         if not processes.is_sharded:
             policy.to(device)
-        if tasks is None:
-            tasks = config.tasks.make_tasks(config.evaluation, config.rewards.make_rewards())
-        elif config.rewards != GroundTruth():
-            raise ValueError("rewards: expected either tasks with their rewards or config.rewards, got both; drop one")
+        tasks = _tasks(config, tasks)
         if processes.is_first:
             _write_config(config, recipe)
         with _display(config, processes) as progress:
@@ -82,9 +95,18 @@ def train(
             elif resume:
                 trainer.records.truncate(0)
             trainer.train()
-        _write_results(config, trainer)
-        processes.wait()
-    return config.output_dir / "report.html"
+        _write_policy(trainer)
+    return trainer
+
+
+def _tasks(config: TrainConfig, tasks: Mapping[str, Task] | None) -> Mapping[str, Task]:
+    from pdtr.reward_source import GroundTruth
+
+    if tasks is None:
+        return config.tasks.make_tasks(config.evaluation, config.rewards.make_rewards())
+    if config.rewards != GroundTruth():
+        raise ValueError("rewards: expected either tasks with their rewards or config.rewards, got both; drop one")
+    return tasks
 
 
 @contextmanager
@@ -101,27 +123,16 @@ def _display(config: TrainConfig, processes: Processes) -> Iterator[Progress]:
         yield progress
 
 
-def _write_results(config: TrainConfig, trainer: Trainer) -> None:
-    """The policy, a picture of before and after, and the report, by the first process."""
-    from pdtr.picture import write_picture
-    from pdtr.report import write_report
-
-    _write_policy(config, trainer)
-    if not trainer.processes.is_first:
-        return
-    if config.evaluation.num_grid:
-        write_picture(config.output_dir)
-    write_report(config.output_dir)
-
-
-def _write_policy(config: TrainConfig, trainer: Trainer) -> None:
+def _write_policy(trainer: Trainer) -> None:
+    """Write the policy that is evaluated, adapters merged, whole; by the first process."""
     from agents.policies.backbone import BackbonePolicy
     from agents.policies.sharding import gathered
     from agents.policies.weights import LoraWeights
     from pdtr.sampling import load_policy, policy_folder
     from pdtr.trainer import make_weights
 
-    policy, weights, processes = trainer.policy, trainer.weights, trainer.processes
+    config, processes = trainer.config, trainer.processes
+    policy, weights = trainer.policy, trainer.weights
     state = gathered(weights.state(), processes.is_first) if processes.is_sharded else {}
     if not processes.is_first:
         return
@@ -205,8 +216,6 @@ def _check_same(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
 
 def _command() -> str:
     """The command line that started this process, as one would type it."""
-    from pdtr.processes import launcher
-
     program = Path(sys.argv[0]).name
     return shlex.join([*(launcher() if program in ("pdtr", "cli.py", "__main__.py") else [program]), *sys.argv[1:]])
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from math import gcd
+from threading import current_thread, main_thread
+from types import FrameType
 from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
@@ -123,16 +126,41 @@ def check_shares(num_chunks: int, config: TrainConfig, processes: Processes) -> 
 
 @contextmanager
 def losses_explained(processes: Processes, settings: ProcessSettings) -> Iterator[None]:
-    """Turn what the collective operations raise when a process is gone into :class:`ProcessLost`."""
+    """Turn what is noticed when another process is gone into :class:`ProcessLost`.
+
+    That is an error of a collective operation, or the SIGTERM by which a launcher ends the processes that are left.
+    """
+    if processes.count == 1:
+        yield
+        return
+    lost = ProcessLost(
+        f"expected all {processes.count} processes to go on, but one has ended or was silent for "
+        f"{settings.timeout:g} s; what it said is above, the run goes on with --resume from its last checkpoint"
+    )
+    try:
+        with _terminated_by(lost):
+            yield
+    except RuntimeError as error:
+        if not _is_loss(error):
+            raise
+        raise lost from error
+
+
+@contextmanager
+def _terminated_by(error: Exception) -> Iterator[None]:
+    """Raise an error in place of dying silently of SIGTERM; a handler of somebody else's is left alone."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise error
+
+    is_ours = current_thread() is main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if is_ours:
+        signal.signal(signal.SIGTERM, stop)
     try:
         yield
-    except RuntimeError as error:
-        if processes.count == 1 or not _is_loss(error):
-            raise
-        raise ProcessLost(
-            f"expected all {processes.count} processes to go on, but one has ended or was silent for "
-            f"{settings.timeout:g} s; what it said is above, the run goes on with --resume from its last checkpoint"
-        ) from error
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _is_loss(error: RuntimeError) -> bool:

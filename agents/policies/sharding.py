@@ -43,8 +43,10 @@ def shard(transformer: nn.Module, replicated: Collection[nn.Parameter] = ()) -> 
             mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32),
             ignored_params=set(replicated),
         )
-        # A sum, as in plain data parallelism: the learner has divided by the samples of all processes.
+        # A sum, as in plain data parallelism: the learner has divided by the samples of all processes. By itself FSDP
+        # would ask for a scaled sum, which gloo does not have.
         cut.set_gradient_divide_factor(1.0)
+        cut.set_force_sum_reduction_for_comms(True)
     cast(Any, transformer).run_as_forward = _call
     register_fsdp_forward_method(transformer, "run_as_forward")
 
@@ -58,7 +60,8 @@ def as_forward(transformer: nn.Module, function: Callable[..., Tensor], *argumen
 
 
 def _call(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    return function(*arguments)
+    # A copy, for the hook that gathers the weights again hangs on it, and would be lost with a view.
+    return function(*arguments).clone()
 
 
 def is_cut(tensor: Tensor) -> bool:

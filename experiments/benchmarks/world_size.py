@@ -20,7 +20,7 @@ from experiments.benchmarks.world_size_runs import ITERATIONS, Difference, Job, 
 from experiments.flags import Usage, parse
 
 TABLE = "world_size.csv"
-_STOP = ITERATIONS // 2
+_STOP = ITERATIONS - 1
 _ALGORITHMS, _WEIGHTS = ("flow_grpo", "diffusion_nft"), ("full", "lora")
 
 
@@ -90,18 +90,25 @@ def compare(folder: Path) -> list[tuple[str, Job, Difference]]:
         shared = [_placed(replace(job, sharding=sharding), folder / f"{count}-{sharding}") for job in kinds]
         do_jobs(shared, count)
         found += [(case, job, difference(a.folder, job.folder)) for a, job in zip(alone, shared, strict=True)]
-    for whole, other in zip(alone, kinds, strict=True):
-        together = _placed(other, folder / "2-none")
-        fewer = begun(_placed(other, folder / "to-1"), together.folder, _STOP)
-        more = begun(_placed(other, folder / "to-2"), whole.folder, _STOP)
-        killed = _placed(other, folder / "killed")
-        kill_one(killed, 2, _STOP)
-        do_jobs([fewer], 1)
-        do_jobs([more, replace(killed, resume=True)], 2)
-        found.append(("2, killed and resumed", killed, difference(together.folder, killed.folder)))
-        found.append(("2, resumed by 1", fewer, difference(together.folder, fewer.folder)))
-        found.append(("1, resumed by 2", more, difference(whole.folder, more.folder)))
-    return found
+    return [*found, *_resumed(folder, kinds)]
+
+
+def _resumed(folder: Path, kinds: Sequence[Job]) -> list[tuple[str, Job, Difference]]:
+    """Runs that were killed: after ``_STOP`` iterations, as many processes or others go on."""
+    alone, together = ([_placed(job, folder / name) for job in kinds] for name in ("1", "2-none"))
+    fewer = [begun(_placed(job, folder / "to-1"), job.folder, _STOP) for job in together]
+    more = [begun(_placed(job, folder / "to-2"), job.folder, _STOP) for job in alone]
+    killed = [replace(_placed(job, folder / "killed"), resume=True) for job in kinds]
+    for job in killed:
+        kill_one(replace(job, resume=False), 2, _STOP)
+    do_jobs(fewer, 1)
+    do_jobs([*more, *killed], 2)
+    cases = (("2, killed and resumed", together, killed), ("2, resumed by 1", together, fewer))
+    return [
+        (case, job, difference(whole.folder, job.folder))
+        for case, wholes, jobs in (*cases, ("1, resumed by 2", alone, more))
+        for whole, job in zip(wholes, jobs, strict=True)
+    ]
 
 
 def _placed(job: Job, folder: Path) -> Job:

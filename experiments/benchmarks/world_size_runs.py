@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from agents.algorithms.base import Algorithm
     from pdtr.config import TrainConfig
 
-ITERATIONS = 4
+ITERATIONS = 3
 _MODULE = "experiments.benchmarks.world_size_runs"
 _DEADLINE = 600.0
 
@@ -70,7 +70,9 @@ def make_config(job: Job) -> TrainConfig:
     """The ``smoke`` recipe, smaller: eight chunks an iteration, four of each minibatch; both tasks in the end."""
     from agents.learner import LearnerSettings
     from agents.policies.weights import LoraSettings
+    from agents.samplers import ODE
     from experiments.recipes.scenes import smoke
+    from pdtr.config import EvaluationConfig
     from pdtr.curriculum import pdtr_curriculum
     from pdtr.processes import ProcessSettings
 
@@ -81,12 +83,12 @@ def make_config(job: Job) -> TrainConfig:
         algorithm=_algorithm(job.algorithm),
         curriculum=pdtr_curriculum(ITERATIONS - 2, 2, rehearsal=0.5),
         num_prompts=8,
-        group_size=4,
-        chunk_size=4,
+        group_size=2,
+        chunk_size=2,
         learner=LearnerSettings(num_minibatches=2, ema_decay=0.9),
         lora=LoraSettings(4, 8) if job.weights == "lora" else None,
         # Two chunks a task: of four processes two have none.
-        evaluation=replace(config.evaluation, num_prompts=5, num_final_prompts=6, chunk_size=4, num_grid=3),
+        evaluation=EvaluationConfig(3, 4, every=2, sampler=ODE(2, shift=4.0), chunk_size=2, num_grid=3),
         keep_checkpoints=ITERATIONS,
         processes=ProcessSettings("fsdp2" if job.sharding == "fsdp2" else "none", timeout=120.0),
         num_threads=1,
@@ -99,16 +101,20 @@ def _algorithm(name: str) -> Algorithm:
     from agents.samplers import ODE, FlowSDE
 
     if name == "flow_grpo":
-        return FlowGRPO(FlowSDE(num_inference_steps=4, shift=4.0))
-    return DiffusionNFT(ODE(num_inference_steps=4, shift=4.0), old_rate=0.1)
+        return FlowGRPO(FlowSDE(num_inference_steps=3, shift=4.0))
+    return DiffusionNFT(ODE(num_inference_steps=3, shift=4.0), old_rate=0.1)
 
 
 def command(jobs: Sequence[Job], num_processes: int) -> list[str]:
     """What does the jobs in as many processes."""
     # A port of its own, whatever else runs on the machine.
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
-    told = json.dumps([{**asdict(job), "folder": str(job.folder)} for job in jobs])
-    return [sys.executable, *(launcher if num_processes > 1 else []), "-m", _MODULE, told]
+    return [sys.executable, *(launcher if num_processes > 1 else []), "-m", _MODULE, told(jobs)]
+
+
+def told(jobs: Sequence[Job]) -> str:
+    """Jobs as JSON."""
+    return json.dumps([{**asdict(job), "folder": str(job.folder)} for job in jobs])
 
 
 def environment() -> dict[str, str]:
@@ -150,22 +156,22 @@ def begun(job: Job, whole: Path, iteration: int) -> Job:
     for path in (job.folder / "checkpoints").iterdir():
         if int(path.name.removeprefix("step-")) > iteration:
             shutil.rmtree(path)
-    shutil.rmtree(job.folder / "policy")
+    shutil.rmtree(job.folder / "policy", ignore_errors=True)
     return replace(job, resume=True)
 
 
-def last_checkpoint(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a run's last checkpoint."""
+def checkpoint_tensors(folder: Path, iteration: int = ITERATIONS) -> dict[str, Tensor]:
+    """The tensors of a run's checkpoint, by default of the last one."""
     from pdtr.checkpoint import checkpoint_name, load_state
 
-    return load_state(folder / "checkpoints" / checkpoint_name(ITERATIONS)).tensors
+    return load_state(folder / "checkpoints" / checkpoint_name(iteration)).tensors
 
 
-def difference(folder: Path, other: Path) -> Difference:
-    """Compare the last checkpoints of two finished runs of one configuration."""
+def difference(folder: Path, other: Path, iteration: int = ITERATIONS) -> Difference:
+    """Compare the checkpoints of two runs of one configuration, by default the last ones."""
     import torch
 
-    a, b = last_checkpoint(folder), last_checkpoint(other)
+    a, b = checkpoint_tensors(folder, iteration), checkpoint_tensors(other, iteration)
     if a.keys() != b.keys():
         raise ValueError(f"{other}: expected the tensors of {folder}, got others: {sorted(a.keys() ^ b.keys())[:3]}")
     names = [name for name in a if name.startswith("weights.current.")]
@@ -191,7 +197,7 @@ def _pid_file(job: Job, rank: int) -> Path:
 
 def main(arguments: Sequence[str]) -> int:
     """Do the jobs."""
-    from pdtr.launch import train
+    from pdtr.launch import run
     from pdtr.processes import finish
 
     for entry in json.loads(arguments[0]):
@@ -199,7 +205,7 @@ def main(arguments: Sequence[str]) -> int:
         pid_file = _pid_file(job, int(os.environ.get("RANK", "0")))
         pid_file.parent.mkdir(parents=True, exist_ok=True)
         pid_file.write_text(str(os.getpid()))
-        train(make_config(job), resume=job.resume)
+        run(make_config(job), resume=job.resume)
     finish()
     return 0
 
