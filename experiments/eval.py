@@ -12,7 +12,6 @@ from experiments.flags import Usage, parse
 from rewards.names import hint
 
 if TYPE_CHECKING:
-    from agents.policies.base import FlowPolicy
     from experiments.eval_options import DrawOptions
     from pdtr.benchmarks.base import Benchmark, Scorer
     from pdtr.benchmarks.scoring import Row
@@ -107,21 +106,22 @@ def _draw(options: DrawOptions, benchmark: Benchmark, output: Path) -> None:
         Plan,
         claim,
         draw,
-        drawing_sampler,
         folder_sha256,
+        model_settings,
+        shown_settings,
     )
-    from pdtr.sampling import load_policy, policy_folder
+    from pdtr.sampling import evaluation_sampler, load_policy, policy_folder
 
     torch.set_num_threads(options.num_threads)
     folder = policy_folder(options.policy)
-    sampler, settings_of = drawing_sampler(
+    model = model_settings(folder, height=options.height, width=options.width, dtype=options.dtype)
+    sampler = evaluation_sampler(
         options.policy,
-        benchmark.drawing,
         guidance_scale=options.guidance_scale,
         num_inference_steps=options.num_inference_steps,
         shift=options.shift,
     )
-    policy: FlowPolicy = load_policy(folder)
+    policy = load_policy(folder, model)
     settings = DrawingSettings(
         benchmark=benchmark.name,
         prompts=benchmark.digest,
@@ -134,7 +134,7 @@ def _draw(options: DrawOptions, benchmark: Benchmark, output: Path) -> None:
         shift=sampler.shift,
         image_size=policy.image_size,
         seed=options.seed,
-        settings_of=settings_of,
+        model=shown_settings(model),
     )
     claim(output, settings)
     policy.to(options.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +33,12 @@ class DrawOptions(ABC):
         limit: this many prompts, evenly over the file; the numbers are labelled.
         samples: images a prompt in place of the protocol's; the numbers are labelled.
         seed: of the noise.
-        guidance_scale: classifier-free guidance, 1 is none; the policy's own or the protocol's when left out.
-        num_inference_steps: denoising steps; the policy's own or the protocol's when left out.
+        guidance_scale: classifier-free guidance, 1 is none; the run's or the policy's own when left out.
+        num_inference_steps: denoising steps; the run's or the policy's own when left out.
         shift: of the sigma schedule; the policy's own when left out.
+        height: of images in pixels, for published models; as the model was saved, or 512, when left out.
+        width: of images in pixels, as height.
+        dtype: of a published model; as it was saved, or bfloat16, when left out.
         chunk_size: images drawn at once.
         device: torch's name of the device for the policy and for scorers, such as cuda.
         num_threads: torch threads.
@@ -52,6 +55,9 @@ class DrawOptions(ABC):
     guidance_scale: float | None = None
     num_inference_steps: int | None = None
     shift: float | None = None
+    height: int | None = None
+    width: int | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
     chunk_size: int = 16
     device: str = "cpu"
     num_threads: int = 2
@@ -130,7 +136,7 @@ class GenEvalOptions(DrawOptions):
         from rewards.clip_models import ClipSource
         from rewards.colors import ColorClassifier, ColorSettings
         from rewards.detected import DetectedGenEval
-        from rewards.detectors import BoxDetector, DetectorSettings, InstanceDetector
+        from rewards.detectors import BoxDetector, DetectorSettings, Finder, InstanceDetector
         from rewards.text_detectors import GroundingDetector, OwlDetector
 
         if self.detector == "scenes":
@@ -138,6 +144,7 @@ class GenEvalOptions(DrawOptions):
         placement = Placement(self.device)
         query = "a photo of a {}" if self.detector == "owl" else "{}"
         settings = DetectorSettings(self.detector_model, query=query, placement=placement)
+        kinds: dict[str, Callable[[DetectorSettings], Finder]]
         kinds = {"instance": InstanceDetector, "box": BoxDetector, "owl": OwlDetector, "grounding": GroundingDetector}
         colors = ColorClassifier(ColorSettings(ClipSource(self.colors_clip), placement))
         reward = DetectedGenEval(kinds[self.detector](settings), colors, reading="official")

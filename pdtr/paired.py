@@ -21,12 +21,12 @@ class PairedTest(NamedTuple):
     Attributes:
         interval: the mean of the strata's mean differences with its percentile bootstrap interval.
         p_value: how often differences with random signs have a mean as far from 0; NaN where nothing is paired.
-        count: pairs.
+        pairs: how many.
     """
 
     interval: Interval
     p_value: float
-    count: int
+    pairs: int
 
 
 def paired_test(

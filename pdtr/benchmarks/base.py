@@ -78,19 +78,6 @@ class Metric:
     scale: float = 1.0
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """How a policy draws where neither a flag nor the policy itself says otherwise.
-
-    Attributes:
-        num_inference_steps: ODE steps.
-        guidance_scale: classifier-free guidance.
-    """
-
-    num_inference_steps: int = 40
-    guidance_scale: float = 4.5
-
-
 Derive = Callable[[Item, Values], Values]
 """From an image's values as they were scored to those that are averaged."""
 More = Callable[[Sequence[Item], "Sequence[Row]"], "list[Number]"]
@@ -119,7 +106,6 @@ class Benchmark:
         layout: where the images lie, as the official scorer reads them.
         metrics: what is reported; the first is the benchmark's number.
         average: of the tasks' means ("tasks", unweighted), or of all prompts ("prompts").
-        drawing: how a policy draws unless it or a flag says otherwise.
         at_source_size: resize the image to its source's size before it is scored.
         derive: pure function from an image's values as they were scored to those that are averaged.
         more: further published numbers, such as a subset's.
@@ -135,7 +121,6 @@ class Benchmark:
     layout: Layout
     metrics: tuple[Metric, ...]
     average: Literal["tasks", "prompts"]
-    drawing: Drawing = Drawing()
     at_source_size: bool = False
     derive: Derive = unchanged
     more: More = nothing_more

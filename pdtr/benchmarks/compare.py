@@ -80,7 +80,7 @@ def format_differences(first: Results, second: Results, found: Sequence[Differen
         value, low, high = entry.test.interval
         lines.append(
             f"  {entry.metric:<{metric_width}}  {entry.task:<{width}}  {value:+8.4f}  [{low:+.4f}, {high:+.4f}]"
-            f"  p={entry.test.p_value:.4f}  n={entry.test.count}{label}"
+            f"  p={entry.test.p_value:.4f}  n={entry.test.pairs}{label}"
         )
     lines.append("  95 % percentile bootstrap over prompts within their tasks; p of the sign-flip test, two-sided")
     return "\n".join(lines)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from agents.policies.backbone import BackboneSettings
     from agents.policies.base import FlowPolicy
     from agents.samplers import Sampler
-    from pdtr.benchmarks.base import Benchmark, Drawing, Item
+    from pdtr.benchmarks.base import Benchmark, Item
     from rewards.base import Images, Prompt
 
 SETTINGS, IMAGES = "settings.json", "images"
@@ -24,7 +25,12 @@ SETTINGS, IMAGES = "settings.json", "images"
 _WINDOW = 64
 _HASHED_AT_ONCE = 2**24
 # Where a policy was found does not change what it draws.
-_NOT_COMPARED = ("policy", "settings_of")
+_NOT_COMPARED = ("policy",)
+# Settings of a published model that are about memory and speed, and the size, which stands by itself.
+_NOT_SEEN = (
+    *("height", "width", "offload_encoders", "cached_prompts", "slice_vae", "gradient_checkpointing", "compile"),
+    "float32_weights",
+)
 
 Missing = tuple["Item", list[int]]
 
@@ -45,7 +51,7 @@ class DrawingSettings:
         shift: of the sigma schedule; None is the policy's own.
         image_size: (height, width) in pixels.
         seed: of the noise.
-        settings_of: who said how to draw: the policy (or its run), or the protocol; flags come on top.
+        model: settings of a published model, such as dtype and negative prompts; None for others.
     """
 
     benchmark: str
@@ -59,39 +65,49 @@ class DrawingSettings:
     shift: float | None
     image_size: tuple[int, int]
     seed: int
-    settings_of: str = ""
+    model: Mapping[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON."""
         return {**asdict(self), "image_size": list(self.image_size)}
 
 
-def drawing_sampler(folder: Path | None, drawing: Drawing, **changes: float | None) -> tuple[Sampler, str]:
-    """How images are drawn, and who says so.
-
-    A policy of this library's own making, or a run, records how it was evaluated, and is drawn so; a published backbone
-    does not, and is drawn as the benchmark's protocol says, with the backbone's own schedule.
+def model_settings(folder: Path, **changes: Any) -> BackboneSettings | None:
+    """How a published model is loaded: as it was saved, with some settings changed; None for the embedded world's.
 
     Args:
-        folder: of a policy or a run; None is the base that ships with the package.
-        drawing: the protocol's.
-        changes: fields of the sampler to set; None leaves them.
+        folder: of the policy, or a repository of the hub.
+        changes: settings to change; None leaves them.
 
     Raises:
-        ValueError: there is no such policy, or a field is out of its range.
+        ValueError: a setting out of its range, or one for a policy that has none.
     """
-    from agents.policies.loading import INDEX_NAME
-    from agents.samplers import ODE
-    from pdtr.sampling import evaluation_sampler, policy_folder
+    from agents.policies.loading import is_backbone, saved_settings
 
-    if not (policy_folder(folder) / INDEX_NAME).is_file():
-        return evaluation_sampler(folder, **changes), "policy"
-    chosen: dict[str, Any] = {**asdict(drawing), "shift": None}
-    return ODE(**{**chosen, **{name: value for name, value in changes.items() if value is not None}}), "protocol"
+    given = {name: value for name, value in changes.items() if value is not None}
+    if is_backbone(folder) or not folder.is_dir():
+        return replace(saved_settings(folder), **given)
+    if given:
+        raise ValueError(
+            f"{', '.join(given)}: only for models in diffusers' layout, got the policy {folder}; leave it out"
+        )
+    return None
+
+
+def shown_settings(settings: BackboneSettings | None) -> dict[str, Any] | None:
+    """Those of a model's settings that its images follow from."""
+    if settings is None:
+        return None
+    return {name: value for name, value in asdict(settings).items() if name not in _NOT_SEEN}
 
 
 def folder_sha256(folder: Path) -> str:
-    """A hash of a folder's files, names and contents: the same policy has the same one wherever it lies."""
+    """A hash of a folder's files, names and contents: the same policy has the same one wherever it lies.
+
+    Of a repository of the hub, which is no folder here, it is that of its name.
+    """
+    if not folder.is_dir():
+        return hashlib.sha256(f"hub {folder.as_posix()}".encode()).hexdigest()
     total = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         of_file = hashlib.sha256()
@@ -242,9 +258,11 @@ def describe(settings: Mapping[str, Any] | None) -> str:
     if settings is None:
         return "drawn elsewhere, nobody has said how"
     height, width = settings["image_size"]
+    model = settings.get("model") or {}
+    dtype = f", {model['dtype']}" if "dtype" in model else ""
     shift = "the policy's own" if settings["shift"] is None else f"{settings['shift']:g}"
     return (
         f"{settings['sampler']}, {settings['num_inference_steps']} steps, guidance {settings['guidance_scale']:g}, "
-        f"shift {shift}, {width}x{height}, seed {settings['seed']}, policy {settings['policy']} "
+        f"shift {shift}, {width}x{height}, seed {settings['seed']}{dtype}, policy {settings['policy']} "
         f"({str(settings['policy_sha256'])[:12]})"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pdtr.benchmarks.aggregate import OVERALL, Number, averages, prompt_values
-from pdtr.benchmarks.base import Benchmark, Drawing, Item, Metric, Scorer, Values
+from pdtr.benchmarks.base import Benchmark, Item, Metric, Scorer, Values
 from pdtr.benchmarks.layouts import OneEach, is_safe_name
 from pdtr.benchmarks.tables import Record, parsed, picture_of, text_of
 
@@ -60,7 +60,6 @@ def load_gedit(path: Path, language: Language = "en", image_root: Path | None = 
         layout=OneEach("fullset/{task}/{language}/{id}.png", "fullset/{task}/{language}/{id}_SRCIMG.png"),
         metrics=METRICS,
         average="tasks",
-        drawing=Drawing(50, 4.0),
         at_source_size=True,
         derive=derived,
         more=intersection,

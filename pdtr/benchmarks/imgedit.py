@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pdtr.benchmarks.base import Benchmark, Drawing, Item, Metric, Scorer, Values, count_deviations
+from pdtr.benchmarks.base import Benchmark, Item, Metric, Scorer, Values, count_deviations
 from pdtr.benchmarks.layouts import OneEach, is_safe_name
 from pdtr.benchmarks.tables import Record, parsed, picture_of, text_of
 
@@ -57,7 +57,6 @@ def load_imgedit(path: Path, image_root: Path | None = None) -> Benchmark:
         layout=OneEach(),
         metrics=(Metric("score", "score"), Metric("capped", "capped")),
         average="tasks",
-        drawing=Drawing(50, 4.0),
         derive=derived,
         problems=problems,
         deviations=count_deviations(items, PUBLISHED),

@@ -125,7 +125,7 @@ def load_results(path: Path) -> Results:
         content = json.loads(path.read_text("utf-8"))
         for name in ("comparable", "standard_error"):
             del content[name]
-        found = [Number(**{k: math.nan if v is None else v for k, v in row.items()}) for row in content["numbers"]]
+        found = [Number(**_restored(row)) for row in content["numbers"]]
         return Results(**{**content, "numbers": tuple(found), "deviations": tuple(content["deviations"])})
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
@@ -172,6 +172,10 @@ def _fact(value: Any) -> str:
     if isinstance(value, Mapping):
         return " ".join(f"{name}:{_fact(entry)}" for name, entry in value.items())
     return str(value)
+
+
+def _restored(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: math.nan if value is None else value for name, value in row.items()}
 
 
 def _plain(value: Any) -> Any:

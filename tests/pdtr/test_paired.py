@@ -16,7 +16,7 @@ NAN = float("nan")
 def test_the_statistic_weighs_strata_alike() -> None:
     test = paired_test([[0.1, 0.3], [0.8]], num_resamples=100)
     assert test.interval.value == pytest.approx(0.5)
-    assert test.count == 3
+    assert test.pairs == 3
 
 
 def test_the_p_value_is_that_of_all_choices_of_signs() -> None:
@@ -32,7 +32,7 @@ def test_no_difference_at_all_has_the_p_value_one() -> None:
 
 
 def test_a_pair_without_a_side_is_left_out() -> None:
-    assert paired_test([[1.0, NAN, 1.0]], num_resamples=50).count == 2
+    assert paired_test([[1.0, NAN, 1.0]], num_resamples=50).pairs == 2
 
 
 def test_a_stratum_without_pairs_says_nothing() -> None:

@@ -99,3 +99,13 @@ def write_imgedit(folder: Path, edits: Mapping[str, tuple[str, str]]) -> Path:
     path = folder / "basic_edit.json"
     path.write_text(json.dumps(content), "utf-8")
     return path
+
+
+def results(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "results.json").read_text("utf-8"))
+    return content
+
+
+def overall(folder: Path, metric: str) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = results(folder)["numbers"]
+    return next(row for row in rows if row["metric"] == metric and row["task"] == "overall")

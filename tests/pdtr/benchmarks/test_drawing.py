@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from agents.policies.backbone import BackboneSettings
 from agents.policies.scenes import ScenesPolicy
 from agents.samplers import ODE, FlowSDE
-from pdtr.benchmarks.base import Benchmark, Drawing
+from pdtr.benchmarks.base import Benchmark
 from pdtr.benchmarks.drawing import (
     DrawingSettings,
     Plan,
@@ -21,9 +22,10 @@ from pdtr.benchmarks.drawing import (
     claim,
     describe,
     draw,
-    drawing_sampler,
     folder_sha256,
+    model_settings,
     read_settings,
+    shown_settings,
 )
 from pdtr.benchmarks.gedit import load_gedit
 from pdtr.benchmarks.geneval import load_geneval
@@ -129,15 +131,13 @@ def test_items_stay_together_in_a_batch(geneval: Benchmark) -> None:
 
 
 def settings(**changes: Any) -> DrawingSettings:
-    made = DrawingSettings(
-        "geneval", "0123", 4, "runs/a/policy", "ff" * 32, "ODE", 40, 4.5, None, (512, 512), 0, "protocol"
-    )
+    made = DrawingSettings("geneval", "0123", 4, "runs/a/policy", "ff" * 32, "ODE", 40, 4.5, None, (512, 512), 0)
     return replace(made, **changes)
 
 
 def test_the_same_settings_agree_wherever_the_policy_lies(tmp_path: Path) -> None:
     claim(tmp_path, settings())
-    claim(tmp_path, settings(policy="elsewhere", settings_of="policy"))
+    claim(tmp_path, settings(policy="elsewhere", model=None))
     assert read_settings(tmp_path) == settings().as_json()
 
 
@@ -184,22 +184,32 @@ def test_a_folder_s_hash_is_of_names_and_contents(tmp_path: Path) -> None:
     assert folder_sha256(tmp_path / "a") != folder_sha256(tmp_path / "b")
 
 
-# Who says how
+# Published models
 
 
-def test_a_policy_that_says_how_it_is_drawn_is_drawn_so(tiny_policy: ScenesPolicy, tmp_path: Path) -> None:
-    tiny_policy.save(tmp_path)
-    sampler, source = drawing_sampler(tmp_path, Drawing(40, 4.5))
-    assert (sampler.num_inference_steps, sampler.guidance_scale, sampler.shift, source) == (8, 2.5, 4.0, "policy")
-    sampler, _ = drawing_sampler(tmp_path, Drawing(40, 4.5), guidance_scale=1.0)
-    assert (sampler.num_inference_steps, sampler.guidance_scale) == (8, 1.0)
-
-
-def test_a_published_backbone_is_drawn_as_the_protocol_says(tmp_path: Path) -> None:
+def test_a_published_model_is_loaded_as_it_was_saved_but_for_what_is_asked(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusion3Pipeline"}))
-    sampler, source = drawing_sampler(tmp_path, Drawing(50, 4.0), num_inference_steps=28)
-    assert (sampler.num_inference_steps, sampler.guidance_scale, sampler.shift, source) == (28, 4.0, None, "protocol")
-    assert isinstance(sampler, ODE)
+    saved = {**asdict(BackboneSettings()), "negative_prompt": "blurred", "width": 256}
+    (tmp_path / "pdtr_settings.json").write_text(json.dumps(saved))
+    found = model_settings(tmp_path, height=128, width=None, dtype="float16")
+    assert found == BackboneSettings(height=128, width=256, dtype="float16", negative_prompt="blurred")
+    shown = shown_settings(found)
+    assert shown is not None
+    assert (shown["dtype"], shown["negative_prompt"]) == ("float16", "blurred")
+    # What changes speed alone may change between two parts of a drawing.
+    assert shown == shown_settings(replace(found, compile=True, slice_vae=False, offload_encoders=False))
+    assert ", float16, policy" in describe(settings(model=shown).as_json())
+
+
+def test_a_policy_of_the_embedded_world_has_no_such_settings(tiny_policy: ScenesPolicy, tmp_path: Path) -> None:
+    tiny_policy.save(tmp_path)
+    assert shown_settings(model_settings(tmp_path, height=None)) is None
+    with pytest.raises(ValueError, match="height: only for models in diffusers' layout"):
+        model_settings(tmp_path, height=64, width=None)
+
+
+def test_a_repository_of_the_hub_is_known_by_its_name() -> None:
+    assert folder_sha256(Path("owner/name")) == folder_sha256(Path("owner/name")) != folder_sha256(Path("owner/other"))
 
 
 def test_drawing_leaves_no_gradients(tiny_policy: ScenesPolicy, geneval: Benchmark, tmp_path: Path) -> None:

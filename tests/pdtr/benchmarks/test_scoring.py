@@ -231,7 +231,7 @@ def test_two_evaluations_are_compared_prompt_by_prompt(benchmark: Benchmark, tmp
     found = {entry.task: entry.test for entry in compare(first, second)}
     assert found["single_object"].interval.value == pytest.approx(0.2)
     assert found["overall"].interval.value == pytest.approx(0.1)
-    assert found["overall"].count == 6
+    assert found["overall"].pairs == 6
     text = format_differences(first, second, compare(first, second))
     assert "not comparable" in text
     assert "+0.1000" in text
@@ -242,7 +242,7 @@ def test_a_prompt_without_a_value_is_left_out_of_both(benchmark: Benchmark, tmp_
     first = evaluated(whole, tmp_path, [0.0, 0.0, 0.0, 0.0, NAN, 0.0])
     second = evaluated(whole, tmp_path, [1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
     overall = next(entry.test for entry in compare(first, second) if entry.task == "overall")
-    assert (overall.interval.value, overall.count) == (1.0, 5)
+    assert (overall.interval.value, overall.pairs) == (1.0, 5)
 
 
 def test_what_cannot_be_compared_is_refused(benchmark: Benchmark, tmp_path: Path) -> None:
