@@ -213,6 +213,8 @@ def test_balanced_batches_give_ratios_turns(tmp_path: Path) -> None:
         source = StreamBatches(data, replace(SMALL, balanced=balanced, patience=20))
         shapes = Counter(source.next_batch("t2i").targets.shape[1:3] for _ in range(40))
         counts[balanced] = shapes[bucket_size((16, 9), 96)]
+        num_waiting = len(source.state_dict()["tasks"]["t2i"]["waiting"])
+        assert num_waiting <= SMALL.batch_size * len(RATIOS)  # What is passed over does not pile up.
     assert counts[False] <= 8
     assert 18 <= counts[True] <= 22
 
