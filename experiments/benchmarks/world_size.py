@@ -1,6 +1,6 @@
 """How little the number of processes changes a run, and that a killed one goes on.
 
-Type ``python -m experiments.benchmarks.world_size``: small runs on the CPU by gloo, about four minutes on two cores.
+Type ``python -m experiments.benchmarks.world_size``: small runs on the CPU by gloo, some minutes on two cores.
 Each is compared with the same run in one process, or with the one that was never stopped, by the weights of their last
 checkpoints. The figures go to ``world_size.csv``.
 """

@@ -139,7 +139,13 @@ def do_jobs(jobs: Sequence[Job], num_processes: int) -> None:
 
 def kill_one(job: Job, num_processes: int, iteration: int) -> str:
     """Start a job, kill its last process after an iteration, and wait for the others. -> what they said."""
-    started = subprocess.Popen(command([job], num_processes), env=environment(), stderr=subprocess.PIPE, text=True)
+    started = subprocess.Popen(
+        command([job], num_processes),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     metrics, end = job.folder / "metrics.jsonl", time.monotonic() + _DEADLINE
     while not metrics.exists() or metrics.read_bytes().count(b"\n") < iteration:
         if started.poll() is not None or time.monotonic() > end:
