@@ -105,7 +105,7 @@ class Processes:
         for bucket in _buckets([parameter for parameter, used in zip(whole, users.tolist(), strict=True) if used]):
             flat = torch.cat([_gradient(parameter) for parameter in bucket])
             distributed.all_reduce(flat)
-            for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+            for parameter, part in zip(bucket, torch.split(flat, [p.numel() for p in bucket]), strict=True):
                 parameter.grad = part.view(parameter.shape).to(parameter.dtype)
 
 

@@ -178,7 +178,7 @@ def speaks(error: BaseException) -> bool:
     """
     if num_processes() == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     attempt = f"pdtr/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     kind = hashlib.sha256(f"{type(error).__name__}: {error}".encode()).hexdigest()

@@ -47,6 +47,8 @@ FULL, LORA = ("diffusion_nft", "full"), ("diffusion_nft", "lora")
 RELATIVE, FIRST_WEIGHT, FIRST_MOMENT = 1e-5, 1e-5, 1e-3
 STOP = 2
 DEADLINE = 180.0
+# A fixture does eight runs: more than the usual limit on a machine that is busy.
+pytestmark = pytest.mark.timeout(900)
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 # Forked where the imports are done already, see test_resume.py.
 _IMPORTS = ("agents.algorithms", "pdtr.trainer", "pdtr.launch", "agents.policies.scenes", "peft")
@@ -65,7 +67,15 @@ def do_jobs(jobs: Sequence[Job], num_processes: int) -> None:
         max_restarts=0,
         start_method="forkserver",
     )
-    elastic_launch(config, main)([told(jobs)])
+    # It leaves its handlers behind.
+    before = {
+        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    }
+    try:
+        elastic_launch(config, main)([told(jobs)])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
