@@ -16,7 +16,8 @@ from rewards.checkpoints import Placement, load_tensors
 from rewards.clip_models import ClipSource, load_clip
 from rewards.linear_heads import linear_head
 from rewards.scoring import score
-from tests.rewards.tiny_models import PROMPTS, head_tensors, pictures, save_clip
+from rewards.tiny.clip import save_clip
+from tests.rewards.tiny_models import PROMPTS, head_tensors, pictures
 
 WIDTH = 16
 

@@ -18,7 +18,8 @@ from rewards.checkpoints import Placement
 from rewards.clip import CLIPScore, CLIPScoreSettings
 from rewards.clip_models import ClipSource, load_clip, paired_cosines
 from rewards.scoring import score
-from tests.rewards.tiny_models import PROMPTS, SIDE, clip_tokenizer, pictures, save_clip
+from rewards.tiny.clip import SIDE, clip_tokenizer, save_clip
+from tests.rewards.tiny_models import PROMPTS, pictures
 
 OPENAI_MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 OPENAI_STD = np.array([0.26862954, 0.26130258, 0.27577711])

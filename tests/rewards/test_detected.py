@@ -20,8 +20,10 @@ from rewards.detected import DetectedGenEval
 from rewards.detectors import BoxDetector, DetectorSettings, Found, InstanceDetector
 from rewards.geneval import Detection, GenEvalRule
 from rewards.scoring import score
-from tests.rewards.tiny_detectors import SIDE, save_detr, save_mask2former
-from tests.rewards.tiny_models import pictures, save_clip
+from rewards.tiny.clip import save_clip
+from rewards.tiny.detectors import SIDE, save_mask2former
+from tests.rewards.tiny_detectors import save_detr
+from tests.rewards.tiny_models import pictures
 
 RED, BLUE = (220, 20, 20), (20, 20, 220)
 TWO = {"tag": "two_object", "include": [{"class": "cup", "count": 1}, {"class": "fork", "count": 1}]}

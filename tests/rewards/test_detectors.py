@@ -13,7 +13,8 @@ from transformers import AutoImageProcessor, AutoProcessor
 
 from rewards.detectors import COCO_TO_GENEVAL, BoxDetector, DetectorSettings, Finder, Found, InstanceDetector
 from rewards.text_detectors import GroundingDetector, OwlDetector
-from tests.rewards.tiny_detectors import SIDE, save_detr, save_grounding_dino, save_mask2former, save_owlv2
+from rewards.tiny.detectors import SIDE, save_mask2former
+from tests.rewards.tiny_detectors import save_detr, save_grounding_dino, save_owlv2
 from tests.rewards.tiny_models import pictures
 
 IMAGES = pictures(2, SIDE)

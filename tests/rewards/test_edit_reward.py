@@ -26,7 +26,8 @@ from rewards.edit_reward_model import EditRewardModel, load_model
 from rewards.edit_reward_training import save_checkpoint
 from rewards.judges.tiny import tiny_model, tiny_tokenizer
 from rewards.scoring import score
-from tests.rewards.tiny_edit_base import SHAPE, make_base
+from rewards.tiny.edit_reward import SHAPE
+from tests.rewards.tiny_edit_base import make_base
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from rewards.clip import CLIPScore, CLIPScoreSettings
 from rewards.clip_models import ClipSource
 from rewards.hps import FILES, HPS, HPSSettings
 from rewards.scoring import score
-from tests.rewards.tiny_models import PROMPTS, SIDE, pictures, save_clip
+from rewards.tiny.clip import SIDE, save_clip
+from tests.rewards.tiny_models import PROMPTS, pictures
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from rewards.base import Images, Prompt
 from rewards.checker import check_reward
 from rewards.imagereward import _LARGE, ImageReward, ImageRewardSettings, clip_pixels, split_checkpoint
 from rewards.scoring import score
-from tests.rewards.tiny_models import PROMPTS, SIDE, bert_tokenizer, head_tensors, pictures, randomised
+from rewards.tiny.clip import SIDE, randomised
+from tests.rewards.tiny_models import PROMPTS, bert_tokenizer, head_tensors, pictures
 
 WIDTH, LAYERS = 16, 2
 

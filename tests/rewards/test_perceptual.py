@@ -17,7 +17,8 @@ from rewards.checkpoints import Placement
 from rewards.lpips import SCALE, SHIFT, Network, make_lpips
 from rewards.perceptual import NO_SOURCE, DINOSettings, LPIPSSettings, SourceDINO, SourceLPIPS
 from rewards.scoring import score
-from tests.rewards.tiny_models import pictures, randomised
+from rewards.tiny.clip import randomised
+from tests.rewards.tiny_models import pictures
 
 # torchvision's names and shapes, written out: index in ``features``, channels in and out, kernel.
 ALEX = ((0, 3, 64, 11), (3, 64, 192, 5), (6, 192, 384, 3), (8, 384, 256, 3), (10, 256, 256, 3))

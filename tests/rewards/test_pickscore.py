@@ -14,7 +14,8 @@ from rewards.checker import check_reward
 from rewards.clip_models import ClipSource
 from rewards.pickscore import PickScore, PickScoreSettings
 from rewards.scoring import score
-from tests.rewards.tiny_models import CONTEXT, PROMPTS, clip_tokenizer, pictures, save_clip, save_clip_processor
+from rewards.tiny.clip import CONTEXT, clip_tokenizer, save_clip, save_clip_processor
+from tests.rewards.tiny_models import PROMPTS, pictures
 
 
 @pytest.fixture(scope="module")

@@ -10,49 +10,18 @@ from transformers import (
     GroundingDinoConfig,
     GroundingDinoForObjectDetection,
     GroundingDinoProcessor,
-    Mask2FormerConfig,
-    Mask2FormerForUniversalSegmentation,
     Owlv2Config,
     Owlv2ForObjectDetection,
     Owlv2Processor,
     ResNetConfig,
-    SwinConfig,
 )
 from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
 from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
-from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 from transformers.models.owlv2.image_processing_pil_owlv2 import Owlv2ImageProcessorPil
 
-from tests.rewards.tiny_models import CONTEXT, bert_tokenizer, clip_tokenizer, randomised
-
-SIDE = 64
-CLASSES = {0: "bench", 1: "cat", 2: "mouse"}
-LABELS = {"id2label": CLASSES, "label2id": {name: index for index, name in CLASSES.items()}}
-SIZE = {"height": SIDE, "width": SIDE}
-
-
-def _swin(*stages: str) -> SwinConfig:
-    return SwinConfig(
-        image_size=SIDE,
-        embed_dim=16,
-        depths=[1, 1, 1, 1],
-        num_heads=[1, 1, 2, 2],
-        window_size=2,
-        out_features=list(stages),
-    )
-
-
-def save_mask2former(folder: Path) -> Mask2FormerForUniversalSegmentation:
-    config = Mask2FormerConfig(
-        backbone_config=_swin("stage1", "stage2", "stage3", "stage4"), feature_size=32, mask_feature_size=32,
-        hidden_dim=32, encoder_feedforward_dim=32, encoder_layers=1, decoder_layers=2, num_attention_heads=2,
-        dim_feedforward=32, num_queries=12, **LABELS,
-    )  # fmt: skip
-    model = Mask2FormerForUniversalSegmentation(config)
-    randomised(model)
-    model.save_pretrained(folder)
-    Mask2FormerImageProcessorPil(size=SIZE).save_pretrained(folder)
-    return model
+from rewards.tiny.clip import CONTEXT, clip_tokenizer, randomised
+from rewards.tiny.detectors import SIZE, labels_of, swin
+from tests.rewards.tiny_models import bert_tokenizer
 
 
 def save_detr(folder: Path) -> DetrForObjectDetection:
@@ -62,7 +31,7 @@ def save_detr(folder: Path) -> DetrForObjectDetection:
     config = DetrConfig(
         use_timm_backbone=False, backbone=None, use_pretrained_backbone=False, backbone_config=backbone, d_model=16,
         encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32,
-        decoder_ffn_dim=32, num_queries=10, **LABELS,
+        decoder_ffn_dim=32, num_queries=10, **labels_of(),
     )  # fmt: skip
     model = DetrForObjectDetection(config)
     randomised(model)
@@ -92,7 +61,7 @@ def save_grounding_dino(folder: Path) -> GroundingDinoForObjectDetection:
     text = {"model_type": "bert", "vocab_size": len(bert_tokenizer()), "hidden_size": 16, "num_hidden_layers": 1,
             "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 256}  # fmt: skip
     config = GroundingDinoConfig(
-        backbone_config=_swin("stage2", "stage3", "stage4"), text_config=text, d_model=64, encoder_layers=1,
+        backbone_config=swin("stage2", "stage3", "stage4"), text_config=text, d_model=64, encoder_layers=1,
         decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32,
         num_queries=10, max_text_len=64,
     )  # fmt: skip

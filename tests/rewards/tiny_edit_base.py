@@ -6,14 +6,12 @@ from pathlib import Path
 
 from envs.scenes.pretraining import vocabulary
 from rewards.edit_reward_inputs import EditInputs
-from rewards.judges.tiny import TinyVLM, save_tiny_vlm, tiny_tokenizer
-
-SHAPE = TinyVLM(width=32, num_layers=1, vision_width=32, vision_layers=1, patch_size=6, min_pixels=12 * 12)
+from rewards.tiny.edit_reward import make_tiny_edit_base
 
 
 def make_base(folder: Path) -> Path:
-    """Write the checkpoint; -> its folder."""
-    return save_tiny_vlm(folder, SHAPE, tiny_tokenizer(vocabulary()))
+    """Write the checkpoint, its words those of the embedded world; -> its folder."""
+    return make_tiny_edit_base(folder, vocabulary())
 
 
 def base_inputs(folder: Path) -> EditInputs:
