@@ -26,18 +26,21 @@ class LearnerSettings:
         num_epochs: passes over the rollout; from the second step on the policy is no longer the one that drew.
         max_grad_norm: gradients are clipped to it.
         ema_decay: of the averaged weights that are evaluated and saved; 0 keeps none.
+        ema_every: optimiser steps from one average to the next.
     """
 
     num_minibatches: int = 2
     num_epochs: int = 1
     max_grad_norm: float = 1.0
     ema_decay: float = 0.9
+    ema_every: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.num_minibatches, self.num_epochs) < 1 or self.max_grad_norm <= 0 or not 0 <= self.ema_decay < 1:
+        counts = (self.num_minibatches, self.num_epochs, self.ema_every)
+        if min(counts) < 1 or self.max_grad_norm <= 0 or not 0 <= self.ema_decay < 1:
             raise ValueError(
-                "LearnerSettings: expected num_minibatches, num_epochs >= 1, max_grad_norm > 0 and 0 <= ema_decay < 1; "
-                f"got {self}"
+                "LearnerSettings: expected num_minibatches, num_epochs, ema_every >= 1, max_grad_norm > 0 and "
+                f"0 <= ema_decay < 1; got {self}"
             )
 
 
@@ -99,6 +102,6 @@ class Learner:
             self.optimizer.step()
             self.num_updates += 1
             self.algorithm.after_update(self.weights, self.num_updates)
-            if self.settings.ema_decay > 0:
+            if self.settings.ema_decay > 0 and self.num_updates % self.settings.ema_every == 0:
                 self.weights.blend("ema", self.settings.ema_decay)
         self.optimizer.zero_grad(set_to_none=True)
