@@ -80,10 +80,12 @@ def run(
     check_shares(config.num_prompts * config.group_size // config.chunk_size, config, processes)
     with losses_explained(processes, config.processes):
         last = processes.agree(lambda: _prepare(config.output_dir, resume))
-        policy = load_policy(policy_folder(config.base), config.backbone)
+        base = policy_folder(config.base)
+        # A file that is missing is said before billions of weights are read.
+        tasks = _tasks(config, tasks)
+        policy = load_policy(base, config.backbone)
         if not processes.is_sharded:
             policy.to(device)
-        tasks = _tasks(config, tasks)
         if processes.is_first:
             _write_config(config, recipe)
         with _display(config, processes) as progress:

@@ -47,7 +47,9 @@ def policy_folder(folder: Path | None = None) -> Path:
     if not folder.is_dir():
         if _HUB_NAME.fullmatch(str(folder)) and not folder.parent.exists():
             return folder
-        raise ValueError(f"{folder}: expected the folder of a run or of a policy, got no folder of that name")
+        owner_and_name = "/".join(folder.parts[-2:])
+        hint = f"; one of the hub: hf download {owner_and_name} --local-dir {folder}" if len(folder.parts) > 2 else ""
+        raise ValueError(f"{folder}: expected the folder of a run or of a policy, got no folder of that name{hint}")
     if (folder / "policy").is_dir():
         return folder / "policy"
     if (folder / "checkpoints").is_dir():

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from experiments.recipes import judge, scenes
+from experiments.recipes import editing, judge, scenes, sd3, twins, unipic2
 
 if TYPE_CHECKING:
     from pdtr.config import TrainConfig
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Recipe = Callable[[], TrainConfig]
 
 DEFAULT = "pdtr_scenes"
-_MODULES = (scenes, judge)
+_MODULES = (scenes, judge, unipic2, sd3, editing, twins)
 
 
 def recipes() -> dict[str, Recipe]:

@@ -1,0 +1,69 @@
+"""Tasks of published runs: files of prompts at agreed places, and what to do where one is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from pdtr.task_source import PromptFileTasks
+
+if TYPE_CHECKING:
+    from pdtr.config import EvaluationConfig
+    from pdtr.tasks import Task
+    from rewards.base import Reward
+
+_EDITS = "rows of {prompt, image} as Edit-R1's train_metadata.jsonl has them (docs/data.md), or any file of edits"
+_FLOW_GRPO = "copy Flow-GRPO's file (github.com/yifan123/flow_grpo, dataset/{name}) to it"
+
+
+@dataclass(frozen=True)
+class PublishedTasks(PromptFileTasks):
+    """:class:`pdtr.task_source.PromptFileTasks` that says of a missing file how to get it."""
+
+    how: ClassVar[Mapping[str, str]] = {"edit": f"put there {_EDITS}"}
+    """How to get the prompts of a task."""
+
+    def make_tasks(
+        self, evaluation: EvaluationConfig, rewards: Mapping[str, Reward] | None = None, /
+    ) -> dict[str, Task]:
+        """See :class:`pdtr.task_source.PromptFileTasks`.
+
+        Raises:
+            ValueError: a file is not there; how to get it is said.
+        """
+        for task in ("edit", "t2i"):
+            for field in (f"{task}_prompts", f"{task}_held_out"):
+                path: Path | None = getattr(self, field)
+                # A pattern of several files is left to whoever reads them.
+                if path is not None and not any(mark in str(path) for mark in "*?[") and not path.exists():
+                    raise ValueError(
+                        f"tasks.{field}: expected a file of prompts at {path}, found none; {self.how[task]}, or name "
+                        f"another: --tasks.{field.replace('_', '-')} FILE"
+                    )
+        return super().make_tasks(evaluation, rewards)
+
+
+@dataclass(frozen=True)
+class GenEvalTasks(PublishedTasks):
+    """Text-to-image from prompts of GenEval's form, and editing where it has a file."""
+
+    how: ClassVar[Mapping[str, str]] = {
+        **PublishedTasks.how,
+        "t2i": "put there rows of GenEval's form, none of them of its test set",
+    }
+
+
+@dataclass(frozen=True)
+class OCRTasks(PublishedTasks):
+    """Text-to-image from prompts with a text to render in quotation marks."""
+
+    how: ClassVar[Mapping[str, str]] = {**PublishedTasks.how, "t2i": _FLOW_GRPO.format(name="ocr")}
+
+
+@dataclass(frozen=True)
+class PickScoreTasks(PublishedTasks):
+    """Text-to-image from captions of Pick-a-Pic."""
+
+    how: ClassVar[Mapping[str, str]] = {**PublishedTasks.how, "t2i": _FLOW_GRPO.format(name="pickscore")}

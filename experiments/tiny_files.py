@@ -1,0 +1,91 @@
+"""What tiny twins run on: random models of the published classes and a few prompts, made on demand."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+ROOT = Path("runs/tiny_models")
+SIDE = 64
+CLASSES = ("bench", "cat", "clock", "cup")
+_WORDS = ("Open", "Go", "Stop", "Cafe", "Exit", "Sale")
+_EDITS = ("make it red", "remove the cup", "add a clock", "turn the bench blue")
+
+
+def made(name: str, make: Callable[[Path], Any]) -> Path:
+    """The folder of a name under ``ROOT``, made where it is missing.
+
+    It is whole or not there: several processes of one run may make it at once, and the first one's stays.
+    """
+    folder = ROOT / name
+    if folder.is_dir():
+        return folder
+    ROOT.mkdir(parents=True, exist_ok=True)
+    partial = Path(mkdtemp(dir=ROOT, prefix=f".{name}-"))
+    try:
+        make(partial)
+        os.replace(partial, folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def write_prompts(folder: Path) -> None:
+    """Prompts of every kind: ``geneval.jsonl``, ``ocr.txt``, ``captions.txt`` and ``edits.jsonl`` with pictures."""
+    import numpy as np
+    from PIL import Image
+
+    from envs.geneval_prompts import save_rows, training_prompts
+    from rewards.geneval import TAGS
+
+    rows = [row for row in training_prompts(4000, 0, ratio=dict.fromkeys(TAGS, 1)) if _is_known(row)]
+    save_rows(folder / "geneval.jsonl", rows[:48])
+    signs = [f'a {thing} with a sign that says "{word}"' for word in _WORDS for thing in CLASSES]
+    (folder / "ocr.txt").write_text("\n".join(signs) + "\n")
+    captions = [f"a {first} beside a {second}" for first in CLASSES for second in CLASSES]
+    (folder / "captions.txt").write_text("\n".join(captions) + "\n")
+    rng = np.random.default_rng(0)
+    edits = []
+    for index in range(16):
+        name = f"{index:02}.png"
+        Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)).save(folder / name)
+        edits.append({"prompt": _EDITS[index % len(_EDITS)], "image": name})
+    (folder / "edits.jsonl").write_text("".join(json.dumps(edit) + "\n" for edit in edits))
+
+
+def _is_known(row: dict[str, Any]) -> bool:
+    return all(clause["class"] in CLASSES for clause in row["include"])
+
+
+def prompts() -> Path:
+    """The folder of :func:`write_prompts`."""
+    return made("prompts", write_prompts)
+
+
+def edit_reward() -> Path:
+    """A learnt edit reward on a tiny Qwen2.5-VL."""
+    from rewards.tiny.edit_reward import make_tiny_edit_reward
+
+    return made("edit_reward", lambda folder: make_tiny_edit_reward(folder, _EDITS))
+
+
+def detector() -> Path:
+    """A tiny Mask2Former."""
+    from rewards.tiny.detectors import save_mask2former
+
+    return made("mask2former", lambda folder: save_mask2former(folder, CLASSES))
+
+
+def clip() -> Path:
+    """A tiny CLIP."""
+    from rewards.tiny.clip import save_clip
+
+    return made("clip", save_clip)

@@ -1,0 +1,129 @@
+"""Published recipes have the published constants, and their tiny twins run end to end."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agents.algorithms.diffusion_nft import DiffusionNFT
+from agents.algorithms.flow_grpo import FlowGRPO
+from agents.samplers import FlowSDE
+from experiments.cli import main
+from experiments.recipes import find_recipe, recipes
+from pdtr.config import TrainConfig
+from pdtr.curriculum import StageCurriculum
+from pdtr.logbook import read_evaluations, read_metrics
+
+TWINS = sorted(name for name in recipes() if name.endswith("_tiny"))
+# What a twin may have otherwise than its recipe.
+SIZES = {
+    *("output_dir", "base", "backbone", "curriculum", "tasks", "rewards", "num_prompts", "group_size", "chunk_size"),
+    *("evaluation", "checkpoint_every", "num_threads"),
+}
+
+
+def stages(config: TrainConfig) -> list[str]:
+    assert isinstance(config.curriculum, StageCurriculum)
+    return [stage.name for stage in config.curriculum.as_stages()]
+
+
+def test_every_published_recipe_has_a_twin() -> None:
+    modules = {f"experiments.recipes.{name}" for name in ("sd3", "unipic2", "editing")}
+    published = {name for name, recipe in recipes().items() if recipe.__module__ in modules}
+    assert {name.removesuffix("_tiny") for name in TWINS} == published
+
+
+def test_unipic2_has_the_papers_constants() -> None:
+    config = find_recipe("unipic2_pdtr")()
+    assert isinstance(config.algorithm, FlowGRPO)
+    sampler = config.algorithm.rollout_sampler
+    assert isinstance(sampler, FlowSDE)
+    assert (sampler.num_inference_steps, sampler.noise_level, config.algorithm.kl_coef) == (10, 0.7, 0.04)
+    assert (config.group_size, config.num_prompts * config.group_size, config.learning_rate) == (16, 256, 3e-4)
+    assert config.lora is not None
+    assert (config.lora.rank, config.lora.alpha) == (32, 64)
+    assert config.backbone is not None
+    assert (config.backbone.height, config.backbone.width) == (512, 512)
+    assert stages(config) == ["edit", "t2i"]
+    # Nine of ten steps are learnt: timestep_fraction 0.99.
+    assert sampler.stochastic_steps() == tuple(range(9))
+
+
+def test_flow_grpos_three_settings_differ_where_the_published_ones_do() -> None:
+    found = {}
+    for name in ("geneval", "ocr", "pickscore"):
+        config = find_recipe(f"flow_grpo_sd3_{name}")()
+        assert isinstance(config.algorithm, FlowGRPO)
+        found[name] = (config.num_prompts, config.group_size, config.algorithm.kl_coef, config.learner.ema_every)
+    assert found == {"geneval": (48, 24, 0.04, 8), "ocr": (48, 24, 0.04, 8), "pickscore": (48, 24, 0.01, 8)}
+
+
+def test_diffusion_nft_is_free_of_guidance() -> None:
+    for name in ("diffusion_nft_sd3_geneval", "diffusion_nft_qwen_image_edit"):
+        algorithm = find_recipe(name)().algorithm
+        assert isinstance(algorithm, DiffusionNFT)
+        assert (algorithm.sampler().guidance_scale, algorithm.kl_coef, algorithm.beta) == (1.0, 1e-4, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "train one (pdtr edit-reward train"),
+        (["--tasks.edit-prompts", "nowhere.jsonl"], "train one (pdtr edit-reward train"),
+    ],
+)
+def test_what_is_missing_is_one_line_before_anything_is_loaded(
+    flags: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    assert main(["train", "unipic2_pdtr", "--base", "model", *flags]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_missing_model_and_a_missing_file_say_how_to_get_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "unipic2_pdtr"]) == 2
+    name = "Skywork/UniPic2-SD3.5M-Kontext-2B"
+    assert f"hf download {name} --local-dir models/{name}" in capsys.readouterr().err
+    (tmp_path / "model").mkdir()
+    assert main(["train", "flow_grpo_sd3_ocr", "--base", "model"]) == 2
+    error = capsys.readouterr().err
+    assert "data/ocr/train.txt" in error
+    assert "--tasks.t2i-prompts FILE" in error
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the twins run: they share their tiny models."""
+    return tmp_path_factory.mktemp("twins")
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_twin_differs_in_sizes_and_runs_to_its_report(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    twin, real = find_recipe(name)(), find_recipe(name.removesuffix("_tiny"))()
+    same = {entry.name for entry in fields(TrainConfig)} - SIZES
+    assert {entry: getattr(twin, entry) for entry in same} == {entry: getattr(real, entry) for entry in same}
+    assert type(twin.rewards) is type(real.rewards)
+    assert type(twin.tasks) is type(real.tasks)
+    assert twin.evaluation.sampler == real.evaluation.sampler
+    assert main(["train", name]) == 0, capsys.readouterr().err
+    run = twin.output_dir
+    assert (run / "report.html").is_file()
+    assert (run / "lora" / "pytorch_lora_weights.safetensors").is_file()
+    rows = read_metrics(run)
+    assert [row["stage_name"] for row in rows] == stages(real)
+    assert all(row["skipped_updates"] == 0 and np.isfinite(row["grad_norm"]) for row in rows)
+    tasks = {task for row in rows for task in row["tasks"]}
+    assert {row["task"] for row in read_evaluations(run)} == tasks
+    assert all(np.isfinite(row["reward"]) for row in read_evaluations(run))
