@@ -38,6 +38,7 @@ COMMANDS = {
         "[--flags]",
         "make a tiny UniPic2-MetaQuery and practise with it",
     ),
+    "prompts": ("experiments.prompts:prompts", "geneval [--flags]", "write the prompts that GenEval's runs train on"),
     "recipes": ("experiments.commands:recipes", "", "list what can be trained"),
 }
 MISTAKE, STOPPED = 2, 130

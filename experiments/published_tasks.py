@@ -51,7 +51,7 @@ class GenEvalTasks(PublishedTasks):
 
     how: ClassVar[Mapping[str, str]] = {
         **PublishedTasks.how,
-        "t2i": "put there rows of GenEval's form, none of them of its test set",
+        "t2i": "write it with: pdtr prompts geneval --output FILE --without GENEVALS_TEST_FILE",
     }
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 ROOT = Path("runs/tiny_models")
@@ -89,3 +89,30 @@ def clip() -> Path:
     from rewards.tiny.clip import save_clip
 
     return made("clip", save_clip)
+
+
+def metaquery() -> Path:
+    """A tiny UniPic2-MetaQuery: a new connector between a tiny Qwen2.5-VL and a tiny SD3."""
+    from agents.policies.tiny.sd3 import make_tiny_sd3
+
+    sd3 = made("sd3", make_tiny_sd3)
+    return made("metaquery", lambda folder: _write_metaquery(folder, sd3))
+
+
+def _write_metaquery(folder: Path, sd3: Path) -> None:
+    import torch
+
+    from agents.policies.backbone import BackboneSettings
+    from agents.policies.connector import ConnectorConfig
+    from agents.policies.metaquery import MetaQueryPolicy
+    from agents.policies.metaquery_parts import MetaQueryPipeline
+    from rewards.judges.tiny import TinyVLM, save_tiny_vlm, tiny_tokenizer
+
+    settings = BackboneSettings(SIDE, SIDE, dtype="float32")
+    sizes = ConnectorConfig(8, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    with TemporaryDirectory() as vlm:
+        save_tiny_vlm(Path(vlm), TinyVLM(initializer_range=0.1), tiny_tokenizer(["Generate an image: a", *_EDITS]))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            pipeline = MetaQueryPipeline.from_parts(sd3, Path(vlm), sizes, settings=settings)
+        MetaQueryPolicy(pipeline, settings).save(folder)

@@ -25,6 +25,13 @@ def unipic2_pdtr_tiny() -> TrainConfig:
     return _tiny(_unipic2.unipic2_pdtr(), _sd3_base())
 
 
+def unipic2_metaquery_pdtr_tiny() -> TrainConfig:
+    """Tiny twin of unipic2_metaquery_pdtr: both stages in seconds, on random weights."""
+    from experiments.tiny_files import metaquery
+
+    return _tiny(_unipic2.unipic2_metaquery_pdtr(), metaquery())
+
+
 def flow_grpo_sd3_geneval_tiny() -> TrainConfig:
     """Tiny twin of flow_grpo_sd3_geneval: the run in seconds, on random weights."""
     return _tiny(_sd3.flow_grpo_sd3_geneval(), _sd3_base())

@@ -11,6 +11,7 @@ import pytest
 from agents.algorithms.diffusion_nft import DiffusionNFT
 from agents.algorithms.flow_grpo import FlowGRPO
 from agents.samplers import FlowSDE
+from envs.geneval_prompts import combination, load_rows
 from experiments.cli import main
 from experiments.recipes import find_recipe, recipes
 from pdtr.config import TrainConfig
@@ -127,3 +128,18 @@ def test_a_twin_differs_in_sizes_and_runs_to_its_report(
     tasks = {task for row in rows for task in row["tasks"]}
     assert {row["task"] for row in read_evaluations(run)} == tasks
     assert all(np.isfinite(row["reward"]) for row in read_evaluations(run))
+
+
+def test_prompts_for_geneval_leave_its_test_set_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["prompts", "geneval", "--output", "first.jsonl", "--num", "60"]) == 0
+    assert main(["prompts", "geneval", "--output", "other.jsonl", "--num", "60", "--without", "first.jsonl"]) == 0
+    assert "60 prompts, none of the 60 of first.jsonl" in capsys.readouterr().out
+    first, other = ({combination(row) for row in load_rows(Path(name))} for name in ("first.jsonl", "other.jsonl"))
+    assert not first & other
+    # Without a test set the same seed draws the same prompts, which are then kept out: they are not empty sets.
+    assert len(first) > 40
+    assert main(["prompts", "geneval", "--output", "first.jsonl"]) == 2
+    assert "choose another --output" in capsys.readouterr().err
