@@ -110,7 +110,7 @@ class PlainUpdate:
                 reference = self._log_prob(self.reference, samples, step)[1]
             surrogate = clipped_surrogate(ratio(new, old_log_prob), advantages, 1e-4).mean()
             loss = surrogate + self.kl_coef * kl(transition, reference).mean()
-            (loss / len(samples.latents)).backward()
+            (loss / len(samples.latents)).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()

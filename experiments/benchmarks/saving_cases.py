@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from agents.samplers import FixedWindow
+from agents.types import Trajectory
 from experiments.benchmarks.timing import interleaved
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def _kept_log_probs(bench: Bench) -> NDArray[np.float64]:
     rollout = bench.rollout(policy)
     update = bench.update(policy, rollout)
     (trajectory,) = rollout.trajectories
+    assert isinstance(trajectory, Trajectory)
 
     def again() -> None:
         with torch.no_grad():

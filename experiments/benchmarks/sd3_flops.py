@@ -149,7 +149,7 @@ def _count(policy: KontextPolicy, latents: Tensor, tensors: Mapping[str, Tensor]
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(requires_grad is not None):
         velocity = kontext_velocity(policy.transformer, x, torch.ones(1, device="meta"), tensors)
         if requires_grad is not None:
-            velocity.float().square().mean().backward()
+            velocity.float().square().mean().backward()  # type: ignore[no-untyped-call]
     return int(counter.get_total_flops())
 
 
