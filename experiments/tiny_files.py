@@ -13,6 +13,8 @@ from typing import Any
 ROOT = Path("runs/tiny_models")
 SIDE = 64
 CLASSES = ("bench", "cat", "clock", "cup")
+# What the tiny detector finds.
+_FOUND = ("bench", "clock")
 _WORDS = ("Open", "Go", "Stop", "Cafe", "Exit", "Sale")
 _EDITS = ("make it red", "remove the cup", "add a clock", "turn the bench blue")
 
@@ -47,7 +49,7 @@ def write_prompts(folder: Path) -> None:
     from rewards.geneval import TAGS
 
     rows = [row for row in training_prompts(4000, 0, ratio=dict.fromkeys(TAGS, 1)) if _is_known(row)]
-    save_rows(folder / "geneval.jsonl", rows[:48])
+    save_rows(folder / "geneval.jsonl", rows)
     signs = [f'a {thing} with a sign that says "{word}"' for word in _WORDS for thing in CLASSES]
     (folder / "ocr.txt").write_text("\n".join(signs) + "\n")
     captions = [f"a {first} beside a {second}" for first in CLASSES for second in CLASSES]
@@ -62,7 +64,7 @@ def write_prompts(folder: Path) -> None:
 
 
 def _is_known(row: dict[str, Any]) -> bool:
-    return all(clause["class"] in CLASSES for clause in row["include"])
+    return all(clause["class"] in _FOUND for clause in row["include"])
 
 
 def prompts() -> Path:
@@ -78,10 +80,10 @@ def edit_reward() -> Path:
 
 
 def detector() -> Path:
-    """A tiny Mask2Former."""
+    """A tiny Mask2Former that finds some benches and clocks in noise, not as many in each picture."""
     from rewards.tiny.detectors import save_mask2former
 
-    return made("mask2former", lambda folder: save_mask2former(folder, CLASSES))
+    return made("mask2former", lambda folder: save_mask2former(folder, CLASSES, certainty=2.0))
 
 
 def clip() -> Path:

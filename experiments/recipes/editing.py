@@ -43,6 +43,7 @@ def flow_grpo_flux_kontext() -> TrainConfig:
 
 def diffusion_nft_qwen_image_edit() -> TrainConfig:
     """Edit-R1: DiffusionNFT on Qwen-Image-Edit-2509, with an edit reward in its judge's place."""
+    from agents.algorithms.diffusion_nft import DiffusionNFT
     from agents.samplers import ODE
 
     config = _edits(_diffusion_nft())
@@ -51,11 +52,13 @@ def diffusion_nft_qwen_image_edit() -> TrainConfig:
         config,
         output_dir=Path("runs/diffusion_nft_qwen_image_edit"),
         base=Path("Qwen/Qwen-Image-Edit-2509"),
-        # beta 1, kl_coef 1e-4 and the old policy's decay are DiffusionNFT's own. Differs: Euler's method, not DPM-2.
-        algorithm=replace(
-            config.algorithm,
-            num_sigmas=5,  # Of six sampled steps, as above.
-            rollout_sampler=ODE(num_inference_steps=6, guidance_scale=1.0, shift=None),  # No guidance: inferred.
+        # Differs: Euler's method, not DPM-2. No guidance: inferred. The old policy's decay is DiffusionNFT's own.
+        algorithm=DiffusionNFT(
+            ODE(num_inference_steps=6, guidance_scale=1.0, shift=None),
+            beta=1.0,
+            kl_coef=1e-4,
+            num_sigmas=5,  # Inferred: of six sampled steps, as for SD3.
+            advantage_std="global",
         ),
         num_prompts=24,
         group_size=12,

@@ -81,6 +81,7 @@ def flow_grpo_sd3_ocr() -> TrainConfig:
 
 def flow_grpo_sd3_pickscore() -> TrainConfig:
     """Flow-GRPO on SD3.5-M, PickScore: the published setting."""
+    from agents.algorithms.base import changed
     from experiments.published_rewards import PickScoreWeights, PublishedRewards
     from experiments.published_tasks import PickScoreTasks
 
@@ -88,7 +89,7 @@ def flow_grpo_sd3_pickscore() -> TrainConfig:
     return replace(
         config,
         output_dir=Path("runs/flow_grpo_sd3_pickscore"),
-        algorithm=replace(config.algorithm, kl_coef=0.01),  # Published (pickscore_sd3).
+        algorithm=changed(config.algorithm, {"kl_coef": 0.01}),  # Published (pickscore_sd3).
         tasks=PickScoreTasks(
             t2i_prompts=Path("data/pickscore/train.txt"), t2i_held_out=Path("data/pickscore/test.txt")
         ),

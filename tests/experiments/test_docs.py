@@ -38,6 +38,7 @@ from experiments.held_out import EvalOptions
 from experiments.judge_check import JudgeCheckOptions
 from experiments.judge_serve import JudgeServeOptions
 from experiments.metaquery_scenes import MetaQueryScenesConfig
+from experiments.prompts import GenEvalPromptsOptions
 from experiments.recipes import find_recipe
 from experiments.reward import ServeOptions
 from experiments.scenes_judge import ScenesJudgeConfig
@@ -185,8 +186,10 @@ def test_commands_parse(command: str) -> None:
             "report": ReportOptions(tyro.MISSING),
             "scenes-judge": ScenesJudgeConfig(),
             "metaquery-scenes": MetaQueryScenesConfig(),
+            "prompts": GenEvalPromptsOptions(),
         }
-        parse(options[name], usage, arguments)
+        # The kind of prompts is no flag.
+        parse(options[name], usage, arguments[name == "prompts" :])
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from agents.algorithms.diffusion_nft import DiffusionNFT
 from agents.algorithms.flow_grpo import FlowGRPO
 from agents.samplers import FlowSDE
 from envs.geneval_prompts import combination, load_rows
 from experiments.cli import main
+from experiments.published_tasks import OCRTasks
 from experiments.recipes import find_recipe, recipes
 from pdtr.config import TrainConfig
 from pdtr.curriculum import StageCurriculum
@@ -121,10 +123,15 @@ def test_a_twin_differs_in_sizes_and_runs_to_its_report(
     assert main(["train", name]) == 0, capsys.readouterr().err
     run = twin.output_dir
     assert (run / "report.html").is_file()
-    assert (run / "lora" / "pytorch_lora_weights.safetensors").is_file()
     rows = read_metrics(run)
     assert [row["stage_name"] for row in rows] == stages(real)
-    assert all(row["skipped_updates"] == 0 and np.isfinite(row["grad_norm"]) for row in rows)
+    assert all(row["skipped_updates"] == 0 for row in rows)
+    # A random picture shows no text, so that nothing is learnt of it.
+    assert all(row["grad_norm"] > 0 for row in rows) is not isinstance(twin.tasks, OCRTasks)
+    # The average that is saved moves every ema_every steps, and so not at all in the shortest of Flow-GRPO's runs.
+    adapters = load_file(run / "lora" / "pytorch_lora_weights.safetensors")
+    has_moved = any(bool(tensor.any()) for tensor_name, tensor in adapters.items() if ".lora_B." in tensor_name)
+    assert has_moved == (len(rows) * real.learner.num_minibatches >= real.learner.ema_every)
     tasks = {task for row in rows for task in row["tasks"]}
     assert {row["task"] for row in read_evaluations(run)} == tasks
     assert all(np.isfinite(row["reward"]) for row in read_evaluations(run))
