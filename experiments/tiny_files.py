@@ -83,7 +83,7 @@ def detector() -> Path:
     """A tiny Mask2Former that finds some benches and clocks in noise, not as many in each picture."""
     from rewards.tiny.detectors import save_mask2former
 
-    return made("mask2former", lambda folder: save_mask2former(folder, CLASSES, certainty=2.0))
+    return made("mask2former", lambda folder: save_mask2former(folder, CLASSES, certainty=2.5))
 
 
 def clip() -> Path:
