@@ -17,6 +17,8 @@ from envs.scenes.suite import t2i_prompts
 from experiments.cli import main
 from experiments.eval_options import OPTIONS
 from pdtr.benchmarks.geneval import load_geneval, save_metadata
+from rewards.tiny.clip import save_clip
+from rewards.tiny.detectors import save_mask2former
 from tests.pdtr.benchmarks.files import (
     overall,
     plain,
@@ -24,8 +26,6 @@ from tests.pdtr.benchmarks.files import (
     write_dpg,
     write_geneval,
 )
-from tests.rewards.tiny_detectors import save_mask2former
-from tests.rewards.tiny_models import save_clip
 
 Run = Callable[..., str]
 

@@ -15,6 +15,7 @@ from rewards.base import Images, Prompt
 from rewards.clip_models import ClipSource
 from rewards.pickscore import PickScore, PickScoreSettings
 from rewards.scoring import score
+from rewards.tiny.clip import save_clip
 from tests.pdtr.benchmarks.files import (
     DPG_ROWS,
     gedit_row,
@@ -26,7 +27,7 @@ from tests.pdtr.benchmarks.files import (
     write_parquet,
 )
 from tests.rewards.judges.fake_server import FakeServer, Reply, Request, as_json, completion, parts, pictures, says
-from tests.rewards.tiny_models import save_clip, written
+from tests.rewards.tiny_models import written
 
 Run = Callable[..., str]
 
