@@ -15,7 +15,7 @@ def passes(num_layers: int, image_size: int = 64, num_references: int = 0) -> Pa
 
 
 def test_a_layer_costs_what_it_costs_by_hand() -> None:
-    """Projections and MLP of image and text, modulations of both, attention over both; a product's sum is twice that."""
+    """Projections and MLP of image and text, modulations of both, attention over both; a product and a sum are two."""
     width, image = 1536, (64 // 16) ** 2
     tokens = image + TEXT_TOKENS
     linear = tokens * (4 + 8) * width**2 + 2 * 6 * width**2
