@@ -15,8 +15,9 @@ from agents.policies.sharding import as_forward
 from agents.samplers import Sampler
 from agents.types import Condition, PromptLike, join_conditions
 
-# Flow-GRPO's for SD3 (arXiv:2505.05470): the joint attention, not SD3.5's second attention and not the MLPs.
-SD3_LORA_TARGETS = (
+# Flow-GRPO's adapted layers for SD3 (arXiv:2505.05470): the joint attention, as diffusers names its layers in every
+# backbone that has it; not SD3.5's second attention and not the MLPs.
+JOINT_ATTENTION = (
     "attn.to_q",
     "attn.to_k",
     "attn.to_v",
@@ -35,7 +36,7 @@ class FlowPolicy(ABC):
     about a backbone (timestep scaling, packing, VAE scaling, text encoders) stays in the subclass's own file.
     """
 
-    lora_targets: ClassVar[tuple[str, ...]] = SD3_LORA_TARGETS
+    lora_targets: ClassVar[tuple[str, ...]] = JOINT_ATTENTION
     """Ends of the names of the linear layers that adapters go into, where ``LoraSettings`` names none."""
 
     @property

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.policies.backbone import BackbonePolicy, BackboneSettings
+from agents.policies.base import JOINT_ATTENTION
 from agents.policies.embeddings import Row, unstack
 from agents.policies.flux_parts import even_sigmas, pipeline_timestep, pixels, references
 from agents.policies.schedules import dynamic_mu, scheduler_shift, scheduler_sigmas
@@ -35,14 +36,7 @@ class Flux1Policy(BackbonePolicy):
     """What a distilled transformer is told where the settings say nothing."""
     default_sampler = ODE(num_inference_steps=28, guidance_scale=1.0, shift=None)
     lora_targets: ClassVar[tuple[str, ...]] = (
-        "attn.to_q",
-        "attn.to_k",
-        "attn.to_v",
-        "attn.to_out.0",
-        "attn.add_q_proj",
-        "attn.add_k_proj",
-        "attn.add_v_proj",
-        "attn.to_add_out",
+        *JOINT_ATTENTION,
         "ff.net.0.proj",
         "ff.net.2",
         "ff_context.net.0.proj",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.policies.backbone import BackbonePolicy
+from agents.policies.base import JOINT_ATTENTION
 from agents.policies.embeddings import Row, unstack
 from agents.policies.flux_parts import even_sigmas, pipeline_timestep, pixels, references
 from agents.policies.schedules import scheduler_shift, scheduler_sigmas
@@ -36,14 +37,7 @@ class Flux2KleinPolicy(BackbonePolicy):
     pipeline_name = "Flux2KleinPipeline"
     default_sampler = ODE(num_inference_steps=BASE_STEPS, guidance_scale=4.0, shift=None)
     lora_targets: ClassVar[tuple[str, ...]] = (
-        "attn.to_q",
-        "attn.to_k",
-        "attn.to_v",
-        "attn.to_out.0",
-        "attn.add_q_proj",
-        "attn.add_k_proj",
-        "attn.add_v_proj",
-        "attn.to_add_out",
+        *JOINT_ATTENTION,
         "ff.linear_in",
         "ff.linear_out",
         "ff_context.linear_in",

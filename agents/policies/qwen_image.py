@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from agents.policies.backbone import BackbonePolicy, BackboneSettings
+from agents.policies.base import JOINT_ATTENTION
 from agents.policies.embeddings import Row
 from agents.policies.flux_parts import even_sigmas, pipeline_timestep, references
 from agents.policies.schedules import dynamic_mu, scheduler_shift, scheduler_sigmas
@@ -39,14 +40,7 @@ class QwenImagePolicy(BackbonePolicy):
     max_sources: ClassVar[int | None] = 0
     """Source images a prompt may have; None is any number."""
     lora_targets = (
-        "attn.to_q",
-        "attn.to_k",
-        "attn.to_v",
-        "attn.to_out.0",
-        "attn.add_q_proj",
-        "attn.add_k_proj",
-        "attn.add_v_proj",
-        "attn.to_add_out",
+        *JOINT_ATTENTION,
         "img_mlp.net.0.proj",
         "img_mlp.net.2",
         "txt_mlp.net.0.proj",

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from agents.policies.tiny.text import clip_config
 from agents.policies.tiny.tokenizers import SENTENCES, clip_tokenizer, t5_tokenizer
 
 WIDTH = 32
@@ -177,21 +178,9 @@ def _flux2_vae() -> Any:
 
 
 def _clip(tokenizer: Any) -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextModel
 
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        projection_dim=WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return CLIPTextModel(config)
+    return CLIPTextModel(clip_config(tokenizer, WIDTH))
 
 
 def _t5(tokenizer: Any) -> Any:

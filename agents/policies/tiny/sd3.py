@@ -10,6 +10,7 @@ from torch import nn
 
 from agents.policies.backbone import BackboneSettings
 from agents.policies.sd3 import SD3Policy
+from agents.policies.tiny.text import clip_config
 from agents.policies.tiny.tokenizers import clip_tokenizer, t5_tokenizer
 from agents.policies.tiny.weights import randomise
 
@@ -90,21 +91,9 @@ def tiny_t5(tokenizer: Any, width: int) -> Any:
 
 
 def _clip(tokenizer: Any, width: int) -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+    from transformers import CLIPTextModelWithProjection
 
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        projection_dim=width,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return CLIPTextModelWithProjection(config)
+    return CLIPTextModelWithProjection(clip_config(tokenizer, width))
 
 
 def _transformer_config() -> dict[str, Any]:
