@@ -6,7 +6,7 @@ Processes share a rollout by whole chunks, see ``agents.sharing``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from agents.policies.base import FlowPolicy
 from agents.samplers import Sampler, derive_seed, sample_noise
-from agents.types import Condition, Elsewhere, Rollout, Trajectory
+from agents.types import Condition, Elsewhere, Rollout, Seconds, Trajectory
 
 if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
@@ -102,7 +102,7 @@ def collect(
     }
     drawn: dict[int, Trajectory] = {}
     images: list[Images] = []
-    pending: list[Future[Step]] = []
+    pending: list[Future[tuple[Step, float]]] = []
     waited = 0.0
     policy.prepare([prompts[p] for p in dict.fromkeys(p for chunk in samples.values() for p, _ in chunk)])
     with ThreadPoolExecutor(max_workers=1) as scorer:
@@ -115,13 +115,14 @@ def collect(
             condition = encode_asks(policy, list(asks(observation)))
             drawn[number] = denoise(policy, condition, sampler, steps, seeds)
             images.append(policy.decode(drawn[number].x_0).cpu().numpy())
-            pending.append(scorer.submit(env.step, images[-1]))
+            pending.append(scorer.submit(_timed, env.step, images[-1]))
         for _ in range(share.num_idle):
             denoise(policy, policy.encode(prompts[:1]), sampler, steps, [0])
         waited += sum(map(_wait, pending))
-    outcomes = dict(zip(drawn, (future.result() for future in pending), strict=True))
+    outcomes = {number: future.result()[0] for number, future in zip(drawn, pending, strict=True)}
+    seconds = Seconds(waited, sum(future.result()[1] for future in pending))
     trajectories = [drawn.get(number, Elsewhere(chunk_size)) for number in range(num_chunks)]
-    return _rollout(trajectories, outcomes, images if draw.keep_images else [], draw, waited)
+    return _rollout(trajectories, outcomes, images if draw.keep_images else [], draw, seconds)
 
 
 def _num_chunks(num_prompts: int, group_size: int, chunk_size: int) -> int:
@@ -134,7 +135,12 @@ def _num_chunks(num_prompts: int, group_size: int, chunk_size: int) -> int:
     return total // chunk_size
 
 
-def _wait(future: Future[Step]) -> float:
+def _timed(step: Callable[[Images], Step], images: Images) -> tuple[Step, float]:
+    started = perf_counter()
+    return step(images), perf_counter() - started
+
+
+def _wait(future: Future[tuple[Step, float]]) -> float:
     started = perf_counter()
     future.result()
     return perf_counter() - started
@@ -145,7 +151,7 @@ def _rollout(
     outcomes: Mapping[int, Step],
     images: Sequence[Images],
     draw: Draw,
-    waited: float,
+    seconds: Seconds,
 ) -> Rollout:
     if not all(np.all(terminated | truncated) for _, _, terminated, truncated, _ in outcomes.values()):
         raise ValueError("collect: expected episodes of one step, got one that goes on; use one turn")
@@ -173,7 +179,7 @@ def _rollout(
         advantages=torch.zeros(total),
         seed=draw.seed,
         images=np.concatenate(images) if images else None,
-        seconds_waited=waited,
+        seconds=seconds,
         reasons={starts[n] + i: why for n, info in infos.items() for i, why in info.get("reasons", {}).items()},
     )
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from agents.processes import Processes, as_bytes
 from agents.rollout import Share
-from agents.types import Elsewhere, Rollout
+from agents.types import Elsewhere, Rollout, Seconds
 
 
 def shares(num_chunks: Sequence[int], processes: Processes) -> list[Share]:
@@ -82,7 +82,7 @@ def _worth(rollout: Rollout) -> dict[str, Tensor]:
         "is_here": _is_here(rollout),
         "rewards": rollout.rewards,
         "reasons": as_bytes(json.dumps({str(index): why for index, why in rollout.reasons.items()}).encode()),
-        "waited": torch.tensor([rollout.seconds_waited], dtype=torch.float64),
+        "seconds": torch.tensor(rollout.seconds, dtype=torch.float64),
         **{f"component.{name}": values for name, values in rollout.components.items()},
     }
 
@@ -110,7 +110,8 @@ def _joined(rollout: Rollout, told: Sequence[dict[str, Tensor]], shown: Sequence
         rewards=values("rewards"),
         components={name.removeprefix("component."): values(name) for name in names},
         images=_in_order(shown),
-        seconds_waited=max(float(part["waited"]) for part in told),
+        # The slowest process is what the others wait for.
+        seconds=max(Seconds(*part["seconds"].tolist()) for part in told),
         reasons=dict(sorted(reasons.items())),
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from numpy.typing import NDArray
@@ -126,6 +126,16 @@ class Chunk:
         return len(self.trajectory)
 
 
+class Seconds(NamedTuple):
+    """What scoring took beside drawing: ``waited`` for while drawing stood still, of ``scored`` in all."""
+
+    waited: float = 0.0
+    scored: float = 0.0
+
+
+NO_SECONDS = Seconds()
+
+
 @dataclass(frozen=True)
 class Rollout:
     """All samples of one iteration, in order, groups whole.
@@ -139,7 +149,7 @@ class Rollout:
         seed: the rollout's seed, for draws made in learning (noise, sigmas).
         images: decoded images, uint8 [N, H, W, 3], where they were kept; with several processes those that were drawn
             here, or the first ones of all.
-        seconds_waited: time that drawing stood still for rewards.
+        seconds: what scoring took, and what of it was waited for.
         reasons: why a sample has no reward, by its index.
     """
 
@@ -150,7 +160,7 @@ class Rollout:
     advantages: Tensor
     seed: int = 0
     images: NDArray[Any] | None = None
-    seconds_waited: float = 0.0
+    seconds: Seconds = NO_SECONDS
     reasons: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:

@@ -121,6 +121,7 @@ def stage_config(config: MetaQueryScenesConfig, stage: Stage) -> StageConfig:
         output_dir=config.output_dir / ("align" if is_a else "unify"),
         num_steps=config.align_steps if is_a else config.unify_steps,
         learning_rate=config.align_learning_rate if is_a else config.unify_learning_rate,
+        muon_learning_rate=config.align_muon_learning_rate if is_a else config.unify_muon_learning_rate,
         global_batch_size=config.t2i_batch_size + (0 if is_a else config.edit_batch_size),
         warmup_share=0.03,
         sigma_law="logit_normal",

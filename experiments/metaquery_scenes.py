@@ -31,9 +31,11 @@ class MetaQueryScenesConfig:
         num_queries: learnt tokens behind a prompt.
         connector_layers: of the connector.
         align_steps: of stage A,
-        align_learning_rate: and its peak rate.
+        align_learning_rate: its peak rate, AdamW's,
+        align_muon_learning_rate: and Muon's for the matrices of the connector's layers; 0 leaves them to AdamW.
         unify_steps: of stage C,
-        unify_learning_rate: and its peak rate.
+        unify_learning_rate: its peak rate, AdamW's,
+        unify_muon_learning_rate: and Muon's for the matrices of connector and transformer; 0 leaves them to AdamW.
         t2i_batch_size: prompts of a step.
         edit_batch_size: edits of a step, in stage C.
         rl_iterations: of each of PDTR's two stages; 0 for none.
@@ -53,8 +55,10 @@ class MetaQueryScenesConfig:
     connector_layers: int = 3
     align_steps: int = 1500
     align_learning_rate: float = 1e-3
+    align_muon_learning_rate: float = 8e-3
     unify_steps: int = 1500
     unify_learning_rate: float = 5e-4
+    unify_muon_learning_rate: float = 4e-3
     t2i_batch_size: int = 36
     edit_batch_size: int = 24
     rl_iterations: int = 15

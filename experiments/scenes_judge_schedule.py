@@ -7,8 +7,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
+
+from pdtr.muon import muon_and_adamw
 
 _WARMUP_SHARE = 0.03
 
@@ -50,17 +51,9 @@ class Schedule:
 
     def __init__(self, modules: Sequence[nn.Module], rates: Rates, num_steps: int) -> None:
         named = [entry for module in modules for entry in module.named_parameters() if entry[1].requires_grad]
-        blocks = ("layers.", "blocks.")
-        is_matrix = {name: p.ndim == 2 and any(part in name for part in blocks) for name, p in named}
         self._parameters = [p for _, p in named]
-        matrices = [p for name, p in named if is_matrix[name]]
-        others = [p for name, p in named if not is_matrix[name]]
-        self._optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(others, lr=rates.other_learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
-            torch.optim.Muon(
-                matrices, lr=rates.learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw", ns_steps=4
-            ),
-        ]
+        adamw = {"lr": rates.other_learning_rate, "betas": (0.9, 0.98), "weight_decay": 0.0}
+        self._optimizers = muon_and_adamw(named, rates.learning_rate, **adamw)
         self._groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
         self._peaks = [float(group["lr"]) for group in self._groups]
         self._num_steps = num_steps

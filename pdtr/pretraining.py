@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pdtr.muon import muon_and_adamw
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -123,25 +125,10 @@ def flow_matching_loss(
 
 def make_optimizers(config: PretrainConfig, policy: ScenesPolicy) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the transformer's blocks, AdamW for the rest; peak learning rates."""
-    import torch
-
-    named = list(policy.parts.named_parameters())
-    is_matrix = {name: p.ndim == 2 and "transformer_blocks" in name for name, p in named}
-    return [
-        torch.optim.Muon(
-            [p for name, p in named if is_matrix[name]],
-            lr=config.muon_learning_rate,
-            weight_decay=0.0,
-            adjust_lr_fn="match_rms_adamw",
-            ns_steps=4,
-        ),
-        torch.optim.AdamW(
-            [p for name, p in named if not is_matrix[name]],
-            lr=config.learning_rate,
-            betas=(0.9, 0.99),
-            weight_decay=0.0,
-        ),
-    ]
+    named = policy.parts.named_parameters()
+    return muon_and_adamw(
+        named, config.muon_learning_rate, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
+    )
 
 
 def train_steps(

@@ -21,6 +21,7 @@ from agents.policies.base import FlowPolicy
 from agents.samplers import derive_seed
 from envs.scenes.pretraining import SupervisedBatch
 from pdtr import checkpoint
+from pdtr.muon import muon_and_adamw
 from pdtr.pretraining_data import BatchSource
 from pdtr.pretraining_objective import flow_matching_loss, set_size, trained_modules
 from pdtr.pretraining_stages import StageConfig, learning_rate_scale
@@ -65,14 +66,17 @@ class StageRun:
                 f"policy: expected float32 weights where they are trained, got {low}, in which small updates are lost; "
                 "load it with float32_weights"
             )
+        self.optimizers = self._make_optimizers()
+        self._peaks = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
+
+    def _make_optimizers(self) -> list[torch.optim.Optimizer]:
+        """AdamW, the last, and Muon before it if it is asked for."""
         config = self.config
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=config.learning_rate,
-            betas=config.betas,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-        )
+        rates: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps}
+        if not config.muon_learning_rate:
+            return [torch.optim.AdamW(self.parameters, weight_decay=config.weight_decay, **rates)]
+        named = (item for module in self.modules.values() for item in module.named_parameters())
+        return muon_and_adamw(named, config.muon_learning_rate, weight_decay=config.weight_decay, **rates)
 
     def steps(self) -> Iterator[dict[str, float]]:
         """Optimise to the end; yields each step's mean loss by task."""
@@ -80,10 +84,10 @@ class StageRun:
             started = time.monotonic()
             losses = self._accumulate()
             nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.config.learning_rate * learning_rate_scale(self.config, self.step)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            for optimizer, peak in zip(self.optimizers, self._peaks, strict=True):
+                optimizer.param_groups[0]["lr"] = peak * learning_rate_scale(self.config, self.step)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             self.step += 1
             self.seconds += time.monotonic() - started
             yield losses
@@ -129,15 +133,18 @@ class StageRun:
     def save(self) -> Path:
         """Write everything that the run's continuation depends on."""
         tensors = {f"{name}.{k}": v for name, module in self.modules.items() for k, v in module.state_dict().items()}
-        optimizer, meta = checkpoint.optimizer_state(self.optimizer)
-        tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer.items()}
+        meta = []
+        for index, optimizer in enumerate(self.optimizers):
+            state, about = checkpoint.optimizer_state(optimizer)
+            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
+            meta.append(about)
         content = {
             "kind": "pretraining",
             "stage": self.config.stage,
             "step": self.step,
             "seconds": self.seconds,
             "data": self.source.state_dict(),
-            "optimizer": meta,
+            "optimizers": meta,
         }
         path = self.config.output_dir / checkpoint.checkpoint_name(self.step)
         checkpoint.save_state(path, tensors, content)
@@ -155,7 +162,8 @@ class StageRun:
             raise ValueError(f"{path}: expected stage {self.config.stage}'s checkpoint, got {meta.get('stage')}'s")
         for name, module in self.modules.items():
             module.load_state_dict(_under(tensors, f"{name}."))
-        checkpoint.restore_optimizer(self.optimizer, _under(tensors, "optimizer."), meta["optimizer"])
+        for index, (optimizer, about) in enumerate(zip(self.optimizers, meta["optimizers"], strict=True)):
+            checkpoint.restore_optimizer(optimizer, _under(tensors, f"optimizer.{index}."), about)
         self.source.load_state_dict(meta["data"])
         self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
 
@@ -200,7 +208,7 @@ def pretrain_stage(run: StageRun, resume: bool = False, report: Callable[[str], 
 def _log(run: StageRun, losses: Mapping[str, float]) -> str:
     """Add a line to the log; -> the same to read."""
     held_out = run.held_out_losses()
-    rate = run.optimizer.param_groups[0]["lr"]
+    rate = run.optimizers[-1].param_groups[0]["lr"]
     row: dict[str, Any] = {"step": run.step, "seconds": run.seconds, "learning_rate": rate}
     row |= {"loss": dict(losses), "held_out": held_out}
     with (run.config.output_dir / LOG).open("a") as file:

@@ -40,6 +40,8 @@ class StageConfig:
         betas: AdamW's; published.
         eps: AdamW's; published.
         weight_decay: AdamW's, of everything; published.
+        muon_learning_rate: peak of Muon's for the matrices of blocks, which a small model learns from faster; 0 leaves
+            them to AdamW, as published.
         warmup_share: of the steps, over which the rate rises linearly; inferred. A cosine to 0 follows; published.
         max_grad_norm: gradients are clipped to it; inferred.
         sigma_law: of the training times, before the shift; inferred.
@@ -63,6 +65,7 @@ class StageConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.05
+    muon_learning_rate: float = 0.0
     warmup_share: float = 0.01
     max_grad_norm: float = 1.0
     sigma_law: SigmaLaw = "uniform"
@@ -87,8 +90,12 @@ class StageConfig:
         for name in ("warmup_share", "text_dropout", "edit_text_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a share of at least 0 and below 1, got {getattr(self, name)}")
-        if not self.learning_rate > 0 or not self.max_grad_norm > 0:
-            raise ValueError("learning_rate and max_grad_norm: expected numbers above 0")
+        rates = (self.learning_rate, self.max_grad_norm, self.muon_learning_rate)
+        if not (rates[0] > 0 and rates[1] > 0 and rates[2] >= 0):
+            raise ValueError(
+                "learning_rate, max_grad_norm, muon_learning_rate: expected two numbers above 0 and one of at least 0, "
+                f"got {rates}"
+            )
         if not self.cycle or set(self.cycle) - {"t2i", "edit"}:
             raise ValueError(f"cycle: expected 't2i' and 'edit' in turn, got {self.cycle}")
         if self.stage == "A" and "edit" in self.cycle:

@@ -31,7 +31,12 @@ DIAGNOSTICS = {
     "learning_rate": "Learning rate",
     "skipped_updates": "Skipped updates (share)",
 }
-TIMES = {"seconds_rollout": "rollouts", "seconds_update": "updates", "seconds_waited": "waiting for rewards"}
+TIMES = {
+    "seconds_rollout": "rollouts",
+    "seconds_update": "updates",
+    "seconds_scored": "rewards",
+    "seconds_waited": "waiting for them",
+}
 
 
 def body(run: RunRecord, rows: list[Row]) -> str:

@@ -136,7 +136,8 @@ class Trainer:
         self.run.seconds += time.monotonic() - started
         row |= {"seconds": self.run.seconds, "seconds_rollout": drawn - started}
         row |= {"seconds_update": time.monotonic() - drawn, "learning_rate": self._learning_rate()}
-        row["seconds_waited"] = sum(rollout.seconds_waited for rollout in rollouts)
+        row["seconds_waited"] = sum(rollout.seconds.waited for rollout in rollouts)
+        row["seconds_scored"] = sum(rollout.seconds.scored for rollout in rollouts)
         self.records.iteration(row)
         if self.run.iteration % self.config.evaluation.every == 0:
             self.curriculum.observe_evaluation(self._evaluate_all("tune"))

@@ -164,9 +164,13 @@ def test_a_policy_without_a_connector_is_refused() -> None:
         StageRun(PUBLISHED["A"], make_base(), ScenesSource(SIZES))
 
 
-def test_a_resumed_stage_equals_the_one_that_was_never_stopped(made: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("muon_learning_rate", [0.0, 1e-3])
+def test_a_resumed_stage_equals_the_one_that_was_never_stopped(
+    made: Path, tmp_path: Path, muon_learning_rate: float
+) -> None:
     def run(name: str) -> StageRun:
-        return StageRun(small("C", tmp_path / name), load(made), ScenesSource(SIZES, seed=3), held_out())
+        config = small("C", tmp_path / name, muon_learning_rate=muon_learning_rate)
+        return StageRun(config, load(made), ScenesSource(SIZES, seed=3), held_out())
 
     whole = run("whole")
     pretrain_stage(whole, report=lambda line: None)
@@ -204,7 +208,7 @@ def test_a_step_is_the_mean_over_its_whole_batch_whatever_it_is_cut_into(made: P
     run = StageRun(config, policy, ScenesSource(SIZES, seed=5))
     run._accumulate()
     found = [parameter.grad.clone() for parameter in run.parameters if parameter.grad is not None]
-    run.optimizer.zero_grad()
+    run.optimizers[0].zero_grad()
     source = ScenesSource(SIZES, seed=5)
     for draw, task in enumerate(("edit", "t2i") * 2):
         batch = source.next_batch(task)
