@@ -18,12 +18,15 @@ def pdtr_scenes_judge() -> TrainConfig:
     from pdtr.curriculum import Staged, pdtr_curriculum
 
     config = scenes.pdtr_scenes()
-    editing, _ = pdtr_curriculum(50, 1).as_stages()
+    # Three times as long as in pdtr_scenes: where a judge starts to be hacked is what is looked for.
+    editing, _ = pdtr_curriculum(150, 1).as_stages()
     return replace(
         config,
         output_dir=Path("runs/pdtr_scenes_judge"),
         # As in pdtr_scenes, but for the weight of strict success: a judge gives one grade and no components.
         curriculum=Staged((replace(editing, decay_share=0.5),)),
         rewards=JudgeRewards(),
-        evaluation=replace(config.evaluation, every=10),  # Where a judge starts to be hacked is what is looked for.
+        # A group: a chunk is judged while the next is drawn, and only the last one is waited for.
+        chunk_size=config.group_size,
+        evaluation=replace(config.evaluation, every=15),
     )
