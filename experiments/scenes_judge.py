@@ -54,8 +54,8 @@ class ScenesJudgeConfig:
     num_layers: int = 4
     vision_width: int = 64
     vision_layers: int = 3
-    vision_steps: int = 400
-    num_steps: int = 1500
+    vision_steps: int = 800
+    num_steps: int = 7000
     batch_size: int = 48
     rendered_share: float = 0.75
     learning_rate: float = 4e-3
