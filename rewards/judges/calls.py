@@ -68,6 +68,8 @@ class Calls:
         self._settings = settings
         self._counters = counters
         self._gate = asyncio.Semaphore(settings.max_in_flight)
+        # Of bodies, as many again lie ready: a server that has answered must not wait for the next image's encoding.
+        self._desk = asyncio.Semaphore(2 * settings.max_in_flight)
         self._numbered = 0
 
     async def complete(self, request: Callable[[], Body], batch_deadline: float) -> Outcome:
@@ -80,15 +82,16 @@ class Calls:
         loop = asyncio.get_running_loop()
         limit = f"the batch's {self._settings.batch_seconds:g} s are over"
         try:
-            async with asyncio.timeout_at(batch_deadline), self._gate:
-                started = loop.time()
+            async with asyncio.timeout_at(batch_deadline), self._desk:
                 # Images are encoded in there: the loop has other calls to look after.
                 content = await asyncio.to_thread(lambda: json.dumps(request()).encode())
-                if started + self._settings.call_seconds < batch_deadline:
-                    limit = f"the call's {self._settings.call_seconds:g} s are over"
-                trail.deadline = min(started + self._settings.call_seconds, batch_deadline)
-                async with asyncio.timeout_at(trail.deadline):
-                    answer = await self._until_answered(COMPLETIONS, content, trail)
+                async with self._gate:
+                    started = loop.time()
+                    if started + self._settings.call_seconds < batch_deadline:
+                        limit = f"the call's {self._settings.call_seconds:g} s are over"
+                    trail.deadline = min(started + self._settings.call_seconds, batch_deadline)
+                    async with asyncio.timeout_at(trail.deadline):
+                        answer = await self._until_answered(COMPLETIONS, content, trail)
             self._counters.answered(loop.time() - started, trail.attempts, answer)
             return Outcome(answer, "", trail.attempts, trail.url)
         except TimeoutError:

@@ -59,8 +59,8 @@ class JudgeClient:
         """Ask for one chat completion a request; from any event loop.
 
         Args:
-            requests: functions that make the JSON bodies. Each is called in a worker thread when its turn comes, so
-                that images are encoded while others are judged, and no more of them are held than are in flight.
+            requests: functions that make the JSON bodies. Each is called in a worker thread when its turn comes near,
+                so that images are encoded while others are judged; as many as are in flight lie ready, and no more.
 
         Returns:
             One outcome a request, in order.
