@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pdtr.evaluate import mean
 from pdtr.statistics import paired_bootstrap
+from rewards.agreement import spearman
 
 Images = NDArray[np.uint8]
 
@@ -99,14 +100,9 @@ def panel_metrics(task: str, images: Images, group_size: int, sources: Sequence[
 
 
 def agreement(trained: NDArray[Any], held_out: NDArray[Any]) -> float:
-    """Spearman's rank correlation of two rewards of the same images; NaN where either does not vary."""
-    from scipy.stats import spearmanr
-
+    """Spearman's rank correlation of two rewards of the same images; NaN where one is constant or under 3 have both."""
     both = ~(np.isnan(trained) | np.isnan(held_out))
-    x, y = trained[both], held_out[both]
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return float("nan")
-    return float(spearmanr(x, y).statistic)
+    return spearman(trained[both], held_out[both]) if both.sum() > 2 else float("nan")
 
 
 def hacking_alarm(history: Sequence[Mapping[str, Any]]) -> str:
