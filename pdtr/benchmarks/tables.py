@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from envs.data.parquet import BrokenAtError, check_installed, parquet_rows
 from pdtr.benchmarks.pictures import Picture
 
 T = TypeVar("T")
 Record = tuple[str, Mapping[str, Any]]
 """Where a row stands, for messages, and the row."""
-_ROWS_AT_ONCE = 16
 MAX_TEXT_BYTES = 2**28
 """Of a file of text: the largest published one has a tenth of it."""
 
@@ -116,24 +116,21 @@ def _folder(path: Path) -> Iterator[Record]:
 
 
 def _parquet(path: Path) -> Iterator[Record]:
-    for number, row in enumerate(_parquet_rows(path), start=1):
-        yield f"{path.name}, row {number}", row
-
-
-def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    _require("pyarrow", "pyarrow")
-    parquet: Any = importlib.import_module("pyarrow.parquet")
-    arrow: Any = importlib.import_module("pyarrow")
+    check_installed(path)
     try:
-        # A batch at a time: a file of pictures need not fit into memory.
-        for batch in parquet.ParquetFile(path).iter_batches(batch_size=_ROWS_AT_ONCE):
-            yield from batch.to_pylist()
-    except (arrow.ArrowInvalid, OSError) as error:
+        for number, row in parquet_rows(path, frozenset):
+            yield f"{path.name}, row {number + 1}", row
+    # A file that is no parquet file is a ValueError of pyarrow's.
+    except (BrokenAtError, OSError, ValueError) as error:
         raise ValueError(f"{path}: expected a parquet file, got one that cannot be read: {error}") from error
 
 
 def _saved(path: Path) -> Iterator[Record]:
-    _require("datasets", "pdtr[judge-training]")
+    if importlib.util.find_spec("datasets") is None:
+        raise ValueError(
+            f"{path}: data sets that Hugging Face saved are read by datasets, which is not installed; "
+            "type: pip install 'pdtr[judge-training]'"
+        )
     datasets: Any = importlib.import_module("datasets")
     loaded = datasets.load_from_disk(str(path))
     splits = loaded.values() if isinstance(loaded, Mapping) else [loaded]
@@ -145,11 +142,6 @@ def _saved(path: Path) -> Iterator[Record]:
         for row in split:
             number += 1
             yield f"{path.name}, row {number}", row
-
-
-def _require(module: str, package: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise ValueError(f"expected the package {module!r}, and it is not installed: pip install '{package}'")
 
 
 def _json_lines(path: Path) -> Iterator[Record]:
