@@ -1,97 +1,39 @@
 """Policies on the parts of a published diffusers pipeline: what all backbones share.
 
-A backbone is a subclass in a file of its own, with the five things in which it differs from the others: how texts and
-source images are embedded, how latents become pictures, and what its transformer is called with. Loading, saving,
-precision, memory and the embeddings' cache are here.
+A backbone is a subclass in a file of its own, with the things in which it differs from the others: how texts and source
+images are embedded, what its transformer is called with, and where it is not as most are, its latents, its VAE and its
+schedule. Loading, saving, precision and memory are here, what is kept of prompts in :mod:`agents.policies.prompted`.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, final
+from typing import Any, ClassVar, Self, final
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from agents.policies.base import FlowPolicy
-from agents.policies.embeddings import EmbeddingCache, Row, Visit, content_hash, stack_rows
+# The policy and its settings are one address for those who load a model.
+from agents.policies.backbone_settings import BackboneSettings as BackboneSettings
+from agents.policies.pictures import decoded
+from agents.policies.prompted import PromptedPolicy
+from agents.policies.schedules import dynamic_mu, even_sigmas, scheduler_shift, scheduler_sigmas
 from agents.samplers import ODE
-from agents.types import Condition, PromptLike
+from agents.types import Condition
 
 INDEX_NAME, SETTINGS_NAME = "model_index.json", "pdtr_settings.json"
 # Graphs of one block's forward pass, over all policies of the process.
 _MAX_GRAPHS = 128
-Precision = Literal["float32", "bfloat16", "float16"]
 
 
-@dataclass(frozen=True)
-class BackboneSettings:
-    """How a published model is loaded and run.
-
-    Attributes:
-        height: of images in pixels.
-        width: of images in pixels.
-        dtype: of the forward passes, latents and embeddings; SDE arithmetic is fp32 whatever it is.
-        float32_weights: keep the transformer's weights in float32 and autocast to ``dtype``: full training needs it,
-            for an update at 3e-4 of its size is lost in bfloat16. Adapters are float32 in any case.
-        negative_prompt: the unconditional branch's text in text-to-image,
-        edit_negative_prompt: and in editing.
-        max_sequence_length: tokens of a prompt, where the backbone's encoder takes a limit; 0 is its own default.
-        distilled_guidance: the guidance that a distilled model takes as an input, beside a sampler's guidance_scale;
-            None is the model's own default (3.5 for FLUX.1-dev, 2.5 for FLUX.1-Kontext). Others do not look at it.
-        reference_pixels: area that source images are resized to before they are encoded, by backbones that resize them;
-            0 is the backbone's own.
-        offload_encoders: text encoders live on the CPU and visit the device once a rollout.
-        cached_prompts: embeddings kept on the CPU; an SD3 prompt takes 2.7 MB in bfloat16.
-        slice_vae: decode one image at a time.
-        gradient_checkpointing: recompute activations in the backward pass.
-        compile: compile the transformer's blocks.
-    """
-
-    height: int = 512
-    width: int = 512
-    dtype: Precision = "bfloat16"
-    float32_weights: bool = False
-    negative_prompt: str = ""
-    edit_negative_prompt: str = ""
-    max_sequence_length: int = 0
-    distilled_guidance: float | None = None
-    reference_pixels: int = 0
-    offload_encoders: bool = True
-    cached_prompts: int = 256
-    slice_vae: bool = True
-    gradient_checkpointing: bool = False
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        if self.height < 1 or self.width < 1:
-            raise ValueError(f"height and width: expected 1 or more pixels, got {self.height} and {self.width}")
-        if min(self.max_sequence_length, self.reference_pixels, self.cached_prompts) < 0:
-            raise ValueError("max_sequence_length, reference_pixels and cached_prompts: expected 0 or more")
-        if self.distilled_guidance is not None and not 0 <= self.distilled_guidance < math.inf:
-            raise ValueError(f"distilled_guidance: expected 0 or more, or None, got {self.distilled_guidance}")
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """``dtype`` as torch has it."""
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.dtype]
-
-    @property
-    def weights_dtype(self) -> torch.dtype:
-        """The transformer's weights'."""
-        return torch.float32 if self.float32_weights else self.torch_dtype
-
-
-class BackbonePolicy(FlowPolicy):
+class BackbonePolicy(PromptedPolicy):
     """A flow policy on a diffusers pipeline's parts.
 
     Args:
@@ -105,12 +47,13 @@ class BackbonePolicy(FlowPolicy):
     """Height and width are multiples of it."""
     default_sampler: ClassVar[ODE] = ODE(num_inference_steps=28, guidance_scale=4.5, shift=None)
     """How the published model is usually drawn from, where nothing else is said."""
+    has_even_grid: ClassVar[bool] = True
+    """The pipeline hands its scheduler equal steps to be shifted; if not, the scheduler has a grid of its own."""
 
     def __init__(self, pipeline: Any, settings: BackboneSettings) -> None:
-        self.pipeline, self.settings = pipeline, settings
+        super().__init__(settings)
+        self.pipeline = pipeline
         self.check_size(settings)
-        self._device = torch.device("cpu")
-        self._texts, self._sources = EmbeddingCache(settings.cached_prompts), EmbeddingCache(settings.cached_prompts)
         for module in (self.transformer, pipeline.vae, *self.text_encoders):
             module.eval().requires_grad_(False)
         _cast(pipeline.vae, settings.torch_dtype)
@@ -197,6 +140,39 @@ class BackbonePolicy(FlowPolicy):
         """Of forward passes and latents; weights may be float32."""
         return self.settings.torch_dtype
 
+    @property
+    def text_encoders(self) -> Sequence[nn.Module]:
+        """The pipeline's encoders of prompts: one, unless a subclass names several."""
+        return (self.pipeline.text_encoder,)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w): the VAE's."""
+        height, width = (side // self.pipeline.vae_scale_factor for side in self.image_size)
+        return self.pipeline.vae.config.latent_channels, height, width
+
+    @property
+    def patch_size(self) -> int:
+        """Side of the transformer's tokens in latents."""
+        return 2
+
+    @property
+    def own_shift(self) -> float:
+        """The scheduler's; where it is dynamic, ``e^mu`` of the image's size, at the usual number of steps."""
+        return scheduler_shift(self.pipeline.scheduler, self.schedule_mu(self.default_sampler.num_inference_steps))
+
+    @final
+    def own_sigmas(self, num_inference_steps: int) -> Tensor:
+        """The pipeline's schedule."""
+        grid = even_sigmas(num_inference_steps) if self.has_even_grid else None
+        mu = self.schedule_mu(num_inference_steps)
+        return scheduler_sigmas(self.pipeline.scheduler, num_inference_steps, mu, grid)
+
+    def schedule_mu(self, num_inference_steps: int) -> float | None:
+        """Mu of a dynamic shift, which grows with the image's tokens; None where the scheduler's shift is static."""
+        _, height, width = self.latent_shape
+        return dynamic_mu(self.pipeline.scheduler, height * width // self.patch_size**2)
+
     @final
     def to(self, device: torch.device | str) -> None:
         """Move the transformer and the VAE; text encoders stay on the CPU where they are offloaded."""
@@ -206,35 +182,6 @@ class BackbonePolicy(FlowPolicy):
         if not self.settings.offload_encoders:
             for module in self.text_encoders:
                 module.to(device)
-
-    @final
-    @torch.no_grad()
-    def prepare(self, prompts: Sequence[PromptLike]) -> None:
-        """Embed all texts of a rollout in one visit of the text encoders."""
-        has_source = [bool(prompt.source_images) for prompt in prompts]
-        for kind in sorted(set(has_source)):
-            chosen = [prompt for prompt, has in zip(prompts, has_source, strict=True) if has == kind]
-            # What would push out the first of them again, the negative prompt included, is left to be asked for later.
-            kept = chosen[: max(0, self.settings.cached_prompts - 1)]
-            if kept:
-                self._text_rows(kept)
-
-    @final
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[PromptLike]) -> Condition:
-        """Embed prompts, all with or all without source images, each distinct text and image once: [B]."""
-        check_same_number_of_sources(prompts)
-        self._check_source_shapes(prompts)
-        rows = self._text_rows(prompts)
-        # Both branches go through one forward pass, so they are padded to one length.
-        texts = self._on_device(stack_rows(rows))
-        shared: dict[str, Tensor] = {}
-        if prompts[0].source_images:
-            shared = self._on_device(stack_rows(self._source_rows(prompts)))
-        count = len(prompts)
-        positive = {name: tensor[:count] for name, tensor in texts.items()} | shared
-        negative = {name: tensor[count:] for name, tensor in texts.items()} | shared
-        return Condition(positive, Condition(negative))
 
     @final
     @torch.no_grad()
@@ -250,30 +197,9 @@ class BackbonePolicy(FlowPolicy):
         with torch.autocast(latents.device.type, self.dtype, enabled=needed):
             return self.network_velocity(latents.to(self.dtype), sigma, condition.tensors)
 
-    @property
-    @abstractmethod
-    def text_encoders(self) -> Sequence[nn.Module]:
-        """The pipeline's frozen encoders of prompts."""
-
-    @abstractmethod
-    def embed_prompts(self, texts: Sequence[str], sources: Sequence[Sequence[Any]]) -> Sequence[Row]:
-        """Embed texts, one row of tensors each, on any device.
-
-        It is called with one text at a time: a matrix product's last bits depend on the batch's shape, and so would an
-        embedding on what was asked for with it, which a resumed run does not know.
-
-        Args:
-            texts: B prompts, instructions or negative prompts.
-            sources: the source images of each, uint8 [H, W, 3], for encoders that look at them.
-        """
-
-    @abstractmethod
-    def encode_sources(self, images: Tensor) -> Tensor:
-        """Source images, uint8 [B, H, W, 3], to clean reference latents [B, C, h, w]; called with one at a time."""
-
-    @abstractmethod
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] to images in [-1, 1], [B, 3, height, width]."""
+        return decoded(self.pipeline.vae, latents)
 
     @abstractmethod
     def network_velocity(self, latents: Tensor, sigma: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -281,11 +207,6 @@ class BackbonePolicy(FlowPolicy):
 
         The references are ``reference_0``, ``reference_1``, ... each [B, C, h, w], in editing only.
         """
-
-    @property
-    def reads_sources(self) -> bool:
-        """Whether :meth:`embed_prompts` looks at source images; if not, a text is embedded once for all of them."""
-        return False
 
     def compile_blocks(self) -> None:
         """Compile what the transformer repeats."""
@@ -303,57 +224,6 @@ class BackbonePolicy(FlowPolicy):
             dynamo: Any = importlib.import_module("torch._dynamo")
             dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _MAX_GRAPHS)
             self.compile_blocks()
-
-    def _text_rows(self, prompts: Sequence[PromptLike]) -> list[Row]:
-        """Rows of the positive branch, then as many of the negative one."""
-        negative = self.settings.edit_negative_prompt if prompts[0].source_images else self.settings.negative_prompt
-        texts = [prompt.text for prompt in prompts] + [negative] * len(prompts)
-        sources = [tuple(prompt.source_images) for prompt in prompts] * 2
-        keys = [
-            (text, len(images), *(content_hash(image) for image in (images if self.reads_sources else ())))
-            for text, images in zip(texts, sources, strict=True)
-        ]
-
-        def compute(missing: list[int]) -> Sequence[Row]:
-            visit = Visit(self.text_encoders, self.settings.offload_encoders)
-            return visit.run(self._device, lambda: [self.embed_prompts([texts[i]], [sources[i]])[0] for i in missing])
-
-        return self._texts.rows(keys, compute)
-
-    def _source_rows(self, prompts: Sequence[PromptLike]) -> list[Row]:
-        images = [image for prompt in prompts for image in prompt.source_images]
-
-        def compute(missing: list[int]) -> Sequence[Row]:
-            chosen = [torch.from_numpy(np.array(images[i])).to(self._device) for i in missing]
-            return [{"latents": self.encode_sources(image[None])[0]} for image in chosen]
-
-        rows = self._sources.rows([content_hash(image) for image in images], compute)
-        each = len(prompts[0].source_images)
-        return [{f"reference_{j}": rows[i * each + j]["latents"] for j in range(each)} for i in range(len(prompts))]
-
-    def _on_device(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {
-            name: tensor.to(self._device, self.dtype if tensor.is_floating_point() else None)
-            for name, tensor in tensors.items()
-        }
-
-    def _check_source_shapes(self, prompts: Sequence[PromptLike]) -> None:
-        shapes = {np.asarray(image).shape for prompt in prompts for image in prompt.source_images}
-        if shapes - {(*self.image_size, 3)}:
-            raise ValueError(f"source images: expected shape {(*self.image_size, 3)}, got {sorted(shapes)}")
-
-
-def check_same_number_of_sources(prompts: Sequence[PromptLike]) -> None:
-    """All prompts of a batch have as many source images.
-
-    Raises:
-        ValueError: they do not.
-    """
-    counts = {len(prompt.source_images) for prompt in prompts}
-    if len(counts) > 1:
-        raise ValueError(
-            f"prompts: expected as many source images for each, got {sorted(counts)} images a prompt; encode them apart"
-        )
 
 
 def _cast(module: Any, dtype: torch.dtype) -> None:

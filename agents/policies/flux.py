@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from agents.policies.backbone import BackbonePolicy, BackboneSettings
 from agents.policies.base import JOINT_ATTENTION
 from agents.policies.embeddings import Row, unstack
-from agents.policies.flux_parts import even_sigmas, pipeline_timestep, pixels, references
-from agents.policies.schedules import dynamic_mu, scheduler_shift, scheduler_sigmas
+from agents.policies.pictures import pixels, references
+from agents.policies.schedules import pipeline_timestep
 from agents.samplers import ODE
 
 T5_TOKENS = 512
@@ -30,8 +30,6 @@ class Flux1Policy(BackbonePolicy):
     tokens a side (4096 pixels).
     """
 
-    max_references: ClassVar[int]
-    """How many source images a prompt may have."""
     default_guidance: ClassVar[float]
     """What a distilled transformer is told where the settings say nothing."""
     default_sampler = ODE(num_inference_steps=28, guidance_scale=1.0, shift=None)
@@ -53,13 +51,6 @@ class Flux1Policy(BackbonePolicy):
 
     @property
     @final
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(16, H / 8, W / 8)."""
-        scale = self.pipeline.vae_scale_factor
-        return self.pipeline.vae.config.latent_channels, self.settings.height // scale, self.settings.width // scale
-
-    @property
-    @final
     def text_encoders(self) -> Sequence[nn.Module]:
         """CLIP and T5."""
         return self.pipeline.text_encoder, self.pipeline.text_encoder_2
@@ -71,31 +62,9 @@ class Flux1Policy(BackbonePolicy):
         given = self.settings.distilled_guidance
         return self.default_guidance if given is None else given
 
-    @property
-    @final
-    def own_shift(self) -> float:
-        """``e^mu`` of the image size; FLUX.1-dev has 3.2 at 1024 x 1024."""
-        return scheduler_shift(self.pipeline.scheduler, self._mu())
-
-    @final
-    def own_sigmas(self, num_inference_steps: int) -> Tensor:
-        """Even steps, shifted by the image's number of tokens."""
-        scheduler = self.pipeline.scheduler
-        return scheduler_sigmas(scheduler, num_inference_steps, self._mu(), even_sigmas(num_inference_steps))
-
     @final
     def embed_prompts(self, texts: Sequence[str], sources: Sequence[Sequence[Any]]) -> Sequence[Row]:
-        """T5's states ``prompt_embeds`` [L, D] and CLIP's ``pooled`` [P] of each text.
-
-        Raises:
-            ValueError: a prompt has more source images than the model takes.
-        """
-        most = max(map(len, sources))
-        if most > self.max_references:
-            raise ValueError(
-                f"source images: expected {self.max_references} a prompt at most for {type(self).__name__}, got {most};"
-                " FLUX.1-Kontext edits one image, FLUX.2-klein several"
-            )
+        """T5's states ``prompt_embeds`` [L, D] and CLIP's ``pooled`` [P] of each text."""
         embeds, pooled, _ = self.pipeline.encode_prompt(
             prompt=list(texts),
             device=self.pipeline.text_encoder_2.device,
@@ -110,13 +79,6 @@ class Flux1Policy(BackbonePolicy):
         mode = vae.encode(pixels(images, self.dtype)).latent_dist.mode()
         latents: Tensor = (mode - vae.config.shift_factor) * vae.config.scaling_factor
         return latents
-
-    @final
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """See :meth:`BackbonePolicy.decode_latents`."""
-        vae = self.pipeline.vae
-        images: Tensor = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
-        return images
 
     @final
     def network_velocity(self, latents: Tensor, sigma: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -156,17 +118,13 @@ class Flux1Policy(BackbonePolicy):
         ids[:, 0] = index
         return ids
 
-    def _mu(self) -> float | None:
-        _, height, width = self.latent_shape
-        return dynamic_mu(self.pipeline.scheduler, height * width // 4)
-
 
 @final
 class FluxPolicy(Flux1Policy):
     """FLUX.1-dev, and FLUX.1-schnell, which takes no guidance: text-to-image."""
 
     pipeline_name = "FluxPipeline"
-    max_references = 0
+    max_sources = 0
     default_guidance = 3.5
 
 
@@ -179,5 +137,5 @@ class FluxKontextPolicy(Flux1Policy):
     """
 
     pipeline_name = "FluxKontextPipeline"
-    max_references = 1
+    max_sources = 1
     default_guidance = 2.5

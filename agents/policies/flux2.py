@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.policies.backbone import BackbonePolicy
 from agents.policies.base import JOINT_ATTENTION
 from agents.policies.embeddings import Row, unstack
-from agents.policies.flux_parts import even_sigmas, pipeline_timestep, pixels, references
-from agents.policies.schedules import scheduler_shift, scheduler_sigmas
+from agents.policies.pictures import pixels, references
+from agents.policies.schedules import pipeline_timestep, scheduler_shift
 from agents.samplers import ODE
 
 PROMPT_TOKENS = 512
@@ -53,20 +53,10 @@ class Flux2KleinPolicy(BackbonePolicy):
         return 4 * self.pipeline.vae.config.latent_channels, self.settings.height // side, self.settings.width // side
 
     @property
-    def text_encoders(self) -> Sequence[nn.Module]:
-        """Qwen3."""
-        return (self.pipeline.text_encoder,)
-
-    @property
     def own_shift(self) -> float:
         """``e^mu`` of the image size at the checkpoint's published number of steps, on which mu depends here."""
         steps = DISTILLED_STEPS if self.pipeline.config.is_distilled else BASE_STEPS
-        return scheduler_shift(self.pipeline.scheduler, self._mu(steps))
-
-    def own_sigmas(self, num_inference_steps: int) -> Tensor:
-        """Even steps, shifted by the image's number of tokens and the number of steps."""
-        grid, mu = even_sigmas(num_inference_steps), self._mu(num_inference_steps)
-        return scheduler_sigmas(self.pipeline.scheduler, num_inference_steps, mu, grid)
+        return scheduler_shift(self.pipeline.scheduler, self.schedule_mu(steps))
 
     def embed_prompts(self, texts: Sequence[str], sources: Sequence[Sequence[Any]]) -> Sequence[Row]:
         """Qwen3's states ``prompt_embeds`` [L, 3 D] of each text, three layers side by side."""
@@ -125,7 +115,8 @@ class Flux2KleinPolicy(BackbonePolicy):
             )
         return super().guide(negative, positive, guidance_scale)
 
-    def _mu(self, num_inference_steps: int) -> float | None:
+    def schedule_mu(self, num_inference_steps: int) -> float | None:
+        """Of the image's number of tokens and the number of steps."""
         from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
         if not self.pipeline.scheduler.config.use_dynamic_shifting:

@@ -34,7 +34,6 @@ from agents.policies.metaquery_parts import (
 )
 from agents.policies.query_reader import QueryReader
 from agents.policies.scenes_parts import PatchCodec
-from agents.policies.schedules import scheduler_shift, scheduler_sigmas
 from agents.policies.unipic2 import kontext_velocity, num_channels
 from agents.samplers import ODE
 
@@ -55,6 +54,8 @@ class MetaQueryPolicy(BackbonePolicy):
 
     pipeline_name: ClassVar[str] = PIPELINE_NAME
     default_sampler: ClassVar[ODE] = ODE(num_inference_steps=50, guidance_scale=3.5, shift=None)
+    max_sources: ClassVar[int | None] = 1
+    has_even_grid: ClassVar[bool] = False
 
     def __init__(self, pipeline: MetaQueryPipeline, settings: BackboneSettings) -> None:
         pipeline.check()
@@ -113,13 +114,9 @@ class MetaQueryPolicy(BackbonePolicy):
         return num_channels(self.transformer), height // side, width // side
 
     @property
-    def own_shift(self) -> float:
-        """The scheduler's: 3 in UniPic2."""
-        return scheduler_shift(self.pipeline.scheduler)
-
-    def own_sigmas(self, num_inference_steps: int) -> Tensor:
-        """The scheduler's."""
-        return scheduler_sigmas(self.pipeline.scheduler, num_inference_steps)
+    def patch_size(self) -> int:
+        """The transformer's."""
+        return int(self.pipeline.transformer.config.patch_size)
 
     @property
     def reads_sources(self) -> bool:
@@ -128,8 +125,6 @@ class MetaQueryPolicy(BackbonePolicy):
 
     def embed_prompts(self, texts: Sequence[str], sources: Sequence[Sequence[Any]]) -> Sequence[Row]:
         """Text states and pooled state of each prompt."""
-        if any(len(images) > 1 for images in sources):
-            raise ValueError("source images: expected one at most, got several; UniPic2 has one reference")
         return unstack(self._embed(texts, sources))
 
     def embed_with_gradient(self, texts: Sequence[str], sources: NDArray[np.uint8] | None = None) -> dict[str, Tensor]:

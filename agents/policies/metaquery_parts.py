@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from agents.policies.backbone import BackboneSettings
 from agents.policies.connector import CONFIG_NAME, WEIGHTS_NAME, Connector, ConnectorConfig
-from agents.policies.embeddings import content_hash
+from agents.policies.pictures import decoded, drawn_latents
 from agents.policies.query_reader import Reading
 from agents.policies.scenes_parts import PatchCodec
-from agents.samplers import derive_seed, sample_noise
 
 PIPELINE_NAME = "UniPic2MetaQueryPipeline"
 _PATCH_CODEC = "PatchCodec"
@@ -227,24 +226,12 @@ def pixels_per_latent(vae: nn.Module) -> int:
 
 
 def encode_images(vae: Any, images: Tensor) -> Tensor:
-    """Images, uint8 [B, H, W, 3], to latents [B, C, h, w]; the VAE's are ``(sample - shift_factor) scaling_factor``.
-
-    UniPic2's released code samples the posterior. As in ``SD3Policy``, the draw's seed is a hash of the image.
-    """
-    if isinstance(vae, PatchCodec):
-        return vae.encode(images)
-    pixels = images.permute(0, 3, 1, 2).float() / 127.5 - 1
-    posterior = vae.encode(pixels.to(vae.dtype)).latent_dist
-    seeds = [derive_seed("source", content_hash(image.cpu().numpy())) for image in images]
-    noise = sample_noise(seeds, posterior.mean.shape[1:], posterior.mean.device)
-    drawn = posterior.mean + posterior.std * noise.to(posterior.mean.dtype)
-    latents: Tensor = (drawn - vae.config.shift_factor) * vae.config.scaling_factor
-    return latents
+    """Images, uint8 [B, H, W, 3], to latents [B, C, h, w]; UniPic2's released code samples the VAE's posterior."""
+    return vae.encode(images) if isinstance(vae, PatchCodec) else drawn_latents(vae, images)
 
 
 def decode_images(vae: Any, latents: Tensor) -> Tensor:
     """Latents [B, C, h, w] to images in [-1, 1], [B, 3, H, W]."""
     if isinstance(vae, PatchCodec):
         return vae.decode(latents).permute(0, 3, 1, 2).float() / 127.5 - 1
-    found: Tensor = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample
-    return found
+    return decoded(vae, latents)

@@ -15,13 +15,13 @@ from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_dimensions
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import CONDITION_IMAGE_SIZE, VAE_IMAGE_SIZE
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.policies.backbone import BackbonePolicy, BackboneSettings
 from agents.policies.base import JOINT_ATTENTION
 from agents.policies.embeddings import Row
-from agents.policies.flux_parts import even_sigmas, pipeline_timestep, references
-from agents.policies.schedules import dynamic_mu, scheduler_shift, scheduler_sigmas
+from agents.policies.pictures import references
+from agents.policies.schedules import pipeline_timestep
 from agents.samplers import ODE
 
 _TEXT_PIPELINE: Any = QwenImagePipeline
@@ -38,7 +38,6 @@ class QwenImagePolicy(BackbonePolicy):
     pipeline_name = "QwenImagePipeline"
     default_sampler = ODE(num_inference_steps=50, guidance_scale=4.0, shift=None)
     max_sources: ClassVar[int | None] = 0
-    """Source images a prompt may have; None is any number."""
     lora_targets = (
         *JOINT_ATTENTION,
         "img_mlp.net.0.proj",
@@ -60,29 +59,8 @@ class QwenImagePolicy(BackbonePolicy):
         height, width = (side // self.pipeline.vae_scale_factor for side in self.image_size)
         return self.pipeline.vae.config.z_dim, height, width
 
-    @property
-    def own_shift(self) -> float:
-        """``exp(mu)``, mu growing with the image's tokens; the stretch to ``shift_terminal`` comes on top of it."""
-        return scheduler_shift(self.pipeline.scheduler, self._mu)
-
-    def own_sigmas(self, num_inference_steps: int) -> Tensor:
-        """The pipeline's schedule: shifted, then stretched so that the last step starts at ``shift_terminal``."""
-        grid = even_sigmas(num_inference_steps)
-        return scheduler_sigmas(self.pipeline.scheduler, num_inference_steps, self._mu, grid)
-
-    @property
-    def text_encoders(self) -> Sequence[nn.Module]:
-        """Qwen2.5-VL."""
-        return (self.pipeline.text_encoder,)
-
     def embed_prompts(self, texts: Sequence[str], sources: Sequence[Sequence[Any]]) -> Sequence[Row]:
-        """``prompt_embeds`` [L, D] and ``prompt_mask`` [L], which tells padding; one at a time, so that none is padded.
-
-        Raises:
-            ValueError: more source images than the model takes.
-        """
-        for images in sources:
-            self._check_number(len(images))
+        """``prompt_embeds`` [L, D] and ``prompt_mask`` [L], which tells padding; each alone, so that none is padded."""
         states = [self.prompt_states(text, images) for text, images in zip(texts, sources, strict=True)]
         return [{"prompt_embeds": one, "prompt_mask": torch.ones(len(one), dtype=torch.bool)} for one in states]
 
@@ -91,10 +69,6 @@ class QwenImagePolicy(BackbonePolicy):
         length = self.settings.max_sequence_length or _MAX_SEQUENCE_LENGTH
         states: Tensor = self._text_pipeline.encode_prompt([text], self._device, max_sequence_length=length)[0]
         return states[0]
-
-    def encode_sources(self, images: Tensor) -> Tensor:
-        """Refused: text-to-image has no source images."""
-        raise ValueError(self._too_many(1))
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """The VAE's pictures of latents that are brought back to its mean and deviation a channel."""
@@ -128,21 +102,6 @@ class QwenImagePolicy(BackbonePolicy):
         guided, prompted = _pack(super().guide(negative, positive, guidance_scale)), _pack(positive)
         length, prompted_length = (tokens.norm(dim=-1, keepdim=True) for tokens in (guided, prompted))
         return _unpack(guided * (prompted_length / length), positive.shape)
-
-    @property
-    def _mu(self) -> float | None:
-        _, height, width = self.latent_shape
-        return dynamic_mu(self.pipeline.scheduler, height * width // 4)
-
-    def _check_number(self, num_sources: int) -> None:
-        if self.max_sources is not None and num_sources > self.max_sources:
-            raise ValueError(self._too_many(num_sources))
-
-    def _too_many(self, num_sources: int) -> str:
-        return (
-            f"prompts: expected at most {self.max_sources} source images for {type(self).__name__}, got {num_sources}; "
-            "Qwen-Image-Edit takes one, Qwen-Image-Edit-2509 (EditPlus) takes several"
-        )
 
 
 class QwenImageEditPolicy(QwenImagePolicy):

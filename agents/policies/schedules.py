@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,6 +61,17 @@ def dynamic_mu(scheduler: Any, num_tokens: int) -> float | None:
     low, high = config.base_image_seq_len, config.max_image_seq_len
     slope = (config.max_shift - config.base_shift) / (high - low)
     return float(slope * num_tokens + (config.base_shift - slope * low))
+
+
+def even_sigmas(num_inference_steps: int) -> list[float]:
+    """The grid that most pipelines hand to their schedulers to be shifted: T equal steps from 1 down to 1 / T."""
+    grid: list[float] = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps).tolist()
+    return grid
+
+
+def pipeline_timestep(sigma: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sigma [B] as most pipelines hand it to their transformers: rounded to the latents' dtype as a timestep."""
+    return (sigma * 1000).to(dtype) / 1000
 
 
 def scheduler_shift(scheduler: Any, mu: float | None = None) -> float:

@@ -14,10 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from agents.policies.backbone import INDEX_NAME, BackbonePolicy, BackboneSettings
-from agents.policies.embeddings import Row, content_hash, unstack
-from agents.policies.schedules import dynamic_mu, scheduler_shift, scheduler_sigmas
+from agents.policies.embeddings import Row, unstack
+from agents.policies.pictures import drawn_latents
 from agents.policies.unipic2 import kontext_velocity, num_channels
-from agents.samplers import derive_seed, sample_noise
 
 MAX_TEXT_TOKENS = 512
 _DEFAULT_TEXT_TOKENS = 256
@@ -48,6 +47,7 @@ class SD3Policy(BackbonePolicy):
     """
 
     pipeline_name = "StableDiffusion3Pipeline"
+    has_even_grid = False
 
     def __init__(self, pipeline: Any, settings: BackboneSettings) -> None:
         if settings.max_sequence_length > MAX_TEXT_TOKENS:
@@ -97,18 +97,9 @@ class SD3Policy(BackbonePolicy):
         return num_channels(self.transformer), height, width
 
     @property
-    def own_shift(self) -> float:
-        """The scheduler's: 3 for the published models, or what it makes of the number of tokens."""
-        return scheduler_shift(self.pipeline.scheduler, self._mu)
-
-    def own_sigmas(self, num_inference_steps: int) -> Tensor:
-        """The scheduler's."""
-        return scheduler_sigmas(self.pipeline.scheduler, num_inference_steps, self._mu)
-
-    @property
-    def _mu(self) -> float | None:
-        _, height, width = self.latent_shape
-        return dynamic_mu(self.pipeline.scheduler, height * width // self.pipeline.patch_size**2)
+    def patch_size(self) -> int:
+        """The transformer's."""
+        return int(self.pipeline.patch_size)
 
     @property
     def text_encoders(self) -> Sequence[nn.Module]:
@@ -133,20 +124,7 @@ class SD3Policy(BackbonePolicy):
 
         Differs: the draw's seed is a hash of the image, so that an image has one encoding at any time and place.
         """
-        vae = self.pipeline.vae
-        pixels = images.permute(0, 3, 1, 2).float() / 127.5 - 1
-        gaussian = vae.encode(pixels.to(self.dtype)).latent_dist
-        seeds = [derive_seed("source", content_hash(image.cpu().numpy())) for image in images]
-        noise = sample_noise(seeds, gaussian.mean.shape[1:], gaussian.mean.device)
-        drawn = gaussian.mean + gaussian.std * noise.to(gaussian.mean.dtype)
-        latents: Tensor = (drawn - vae.config.shift_factor) * vae.config.scaling_factor
-        return latents
-
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """The VAE's decoder on ``latents / scaling + shift``."""
-        vae = self.pipeline.vae
-        images: Tensor = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample
-        return images
+        return drawn_latents(self.pipeline.vae, images)
 
     def network_velocity(self, latents: Tensor, sigma: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """:func:`agents.policies.unipic2.kontext_velocity`, the embedded world's policy's too."""

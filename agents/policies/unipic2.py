@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.policies.base import FlowPolicy
+from agents.policies.pictures import references
 from agents.types import Condition, PromptLike
 
 
@@ -82,8 +83,8 @@ def kontext_velocity(transformer: nn.Module, latents: Tensor, sigma: Tensor, ten
         tensors: ``prompt_embeds`` [B, L, D], ``pooled`` [B, P], and in editing ``reference_0``, ``reference_1``, ...,
             [B, C, H, W] each.
     """
-    references = [tensors[f"reference_{i}"] for i in range(sum(name.startswith("reference_") for name in tensors))]
-    return kontext_forward(transformer, latents, sigma * 1000, tensors["prompt_embeds"], tensors["pooled"], references)
+    texts = tensors["prompt_embeds"], tensors["pooled"]
+    return kontext_forward(transformer, latents, sigma * 1000, *texts, references(tensors))
 
 
 def edit_size(source_size: tuple[int, int], longer_edge: int = 512, factor: int = 32) -> tuple[int, int]:

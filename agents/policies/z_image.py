@@ -10,12 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.policies.backbone import BackbonePolicy
 from agents.policies.embeddings import Row
-from agents.policies.flux_parts import even_sigmas
-from agents.policies.schedules import dynamic_mu, scheduler_shift, scheduler_sigmas
 from agents.samplers import ODE
 
 _MAX_SEQUENCE_LENGTH = 512
@@ -30,6 +28,7 @@ class ZImagePolicy(BackbonePolicy):
     """
 
     pipeline_name = "ZImagePipeline"
+    max_sources = 0
     default_sampler = ODE(num_inference_steps=50, guidance_scale=6.0, shift=None)
     lora_targets = (
         "attention.to_q",
@@ -45,35 +44,8 @@ class ZImagePolicy(BackbonePolicy):
     """Guidance makes a sample's velocity at most so many times as long as the prompted branch's, the pipeline's
     ``cfg_normalization``; 0, as in the pipeline, is no limit."""
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, h, w)."""
-        height, width = (side // self.pipeline.vae_scale_factor for side in self.image_size)
-        return self.pipeline.vae.config.latent_channels, height, width
-
-    @property
-    def own_shift(self) -> float:
-        """The scheduler's, 3 in Turbo, whatever the size."""
-        return scheduler_shift(self.pipeline.scheduler, self._mu)
-
-    def own_sigmas(self, num_inference_steps: int) -> Tensor:
-        """The pipeline's schedule."""
-        grid = even_sigmas(num_inference_steps)
-        return scheduler_sigmas(self.pipeline.scheduler, num_inference_steps, self._mu, grid)
-
-    @property
-    def text_encoders(self) -> Sequence[nn.Module]:
-        """Qwen3."""
-        return (self.pipeline.text_encoder,)
-
     def embed_prompts(self, texts: Sequence[str], sources: Sequence[Sequence[Any]]) -> Sequence[Row]:
-        """``prompt_embeds`` [L, D], the states before the last layer, and ``prompt_mask`` [L], which tells padding.
-
-        Raises:
-            ValueError: there are source images.
-        """
-        if any(sources):
-            raise ValueError(self._no_sources(max(map(len, sources))))
+        """``prompt_embeds`` [L, D], the states before the last layer, and ``prompt_mask`` [L], which tells padding."""
         length = self.settings.max_sequence_length or _MAX_SEQUENCE_LENGTH
         rows: list[Row] = []
         for text in texts:
@@ -83,17 +55,6 @@ class ZImagePolicy(BackbonePolicy):
             mask = torch.ones(len(encoded[0]), dtype=torch.bool)
             rows.append({"prompt_embeds": encoded[0], "prompt_mask": mask})
         return rows
-
-    def encode_sources(self, images: Tensor) -> Tensor:
-        """Refused: text-to-image has no source images."""
-        raise ValueError(self._no_sources(1))
-
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """The VAE's pictures of latents that are scaled back and shifted."""
-        vae = self.pipeline.vae
-        scaled = latents / vae.config.scaling_factor + vae.config.shift_factor
-        images: Tensor = vae.decode(scaled, return_dict=False)[0]
-        return images
 
     def network_velocity(self, latents: Tensor, sigma: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """The transformer's output at time ``1 - sigma``, the sign turned."""
@@ -113,11 +74,3 @@ class ZImagePolicy(BackbonePolicy):
         length, prompted = (velocity.float().flatten(1).norm(dim=1) for velocity in (guided, positive))
         factor: Tensor = (self.guidance_limit * prompted / length).clamp(max=1)
         return guided * factor.to(guided.dtype).view(-1, 1, 1, 1)
-
-    @property
-    def _mu(self) -> float | None:
-        _, height, width = self.latent_shape
-        return dynamic_mu(self.pipeline.scheduler, height * width // 4)
-
-    def _no_sources(self, num_sources: int) -> str:
-        return f"prompts: expected no source images for {type(self).__name__}, got {num_sources}; use an editing model"

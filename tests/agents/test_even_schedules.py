@@ -10,8 +10,7 @@ import pytest
 import torch
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
 
-from agents.policies.flux_parts import even_sigmas
-from agents.policies.schedules import dynamic_mu, scheduler_shift, scheduler_sigmas
+from agents.policies.schedules import dynamic_mu, even_sigmas, scheduler_shift, scheduler_sigmas
 from agents.samplers import FlowSDE
 
 FlowMatchEulerDiscreteScheduler: Any = diffusers.FlowMatchEulerDiscreteScheduler

@@ -191,7 +191,7 @@ def test_a_schedule_without_dynamic_shift_keeps_its_own(folders: dict[str, Path]
 def test_more_source_images_than_the_model_takes_are_refused(
     policies: dict[str, BackbonePolicy], name: str, num_sources: int, most: int
 ) -> None:
-    with pytest.raises(ValueError, match=f"expected {most} a prompt at most .* got {num_sources}"):
+    with pytest.raises(ValueError, match=f"expected at most {most} a prompt for .* got {num_sources}"):
         policies[name].encode(asks(policies[name], num_sources))
 
 

@@ -241,5 +241,5 @@ def test_parts_that_do_not_fit_are_named(policy: MetaQueryPolicy, folder: Path, 
     with pytest.raises(ValueError, match="expected transformer/, vae/, scheduler/"):
         MetaQueryPipeline.from_parts(tmp_path, folder / "lmm")
     two = (picture(), picture(1))
-    with pytest.raises(ValueError, match="expected one at most"):
+    with pytest.raises(ValueError, match="expected at most 1 a prompt for MetaQueryPolicy, got 2"):
         policy.encode([Prompt("a", two)])

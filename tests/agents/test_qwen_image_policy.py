@@ -259,7 +259,7 @@ def test_more_sources_than_a_model_takes_are_refused(
     folders: dict[str, Path], kind: str, num_sources: int, at_most: int
 ) -> None:
     policy = _load(folders, kind)
-    message = f"expected at most {at_most} source images for {KINDS[kind].policy.__name__}, got {num_sources}"
+    message = f"expected at most {at_most} a prompt for {KINDS[kind].policy.__name__}, got {num_sources}"
     with pytest.raises(ValueError, match=message):
         policy.encode(_prompts(num_sources, policy.image_size))
 

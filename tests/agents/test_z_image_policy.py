@@ -109,7 +109,7 @@ def test_guidance_is_shortened_to_its_limit(folder: Path) -> None:
 def test_source_images_are_refused(folder: Path) -> None:
     policy = _load(folder)
     picture = np.zeros((*policy.image_size, 3), np.uint8)
-    with pytest.raises(ValueError, match="expected no source images for ZImagePolicy, got 1"):
+    with pytest.raises(ValueError, match="expected at most 0 a prompt for ZImagePolicy, got 1"):
         policy.encode([Prompt("make it green", (picture,))])
 
 
