@@ -6,7 +6,6 @@ same process, in turn; figures are ratios within a repeat. They go to ``backbone
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.benchmarks.entry import run_benchmark
-from experiments.benchmarks.machine import describe_machine, maxrss_mib
+from experiments.benchmarks.machine import describe_machine, own_peak_mib
 from experiments.benchmarks.tables import RESULTS, quantity, text_table, write_csv
 from experiments.benchmarks.timing import Measurement, interleaved, median_interval
 from experiments.flags import Usage, parse
@@ -45,11 +44,10 @@ class Options:
         repeats: of each; one more round, which warms up, is not counted.
         group_size: samples a prompt, of four prompts.
         image_size: side in pixels.
-        num_inference_steps: of a rollout.
-        guidance_scale: in rollouts and updates.
+        num_inference_steps: of a rollout, 3 or more: two are stochastic in a window, and the last never is.
+        guidance_scale: in rollouts and updates; 1 is none.
         num_threads: torch threads.
-        memory_of: run one loop once and print this process's peak memory; what the benchmark asks of a process of its
-            own.
+        memory_of: run one loop once and print this process's peak memory; asked of processes of their own.
         results: folder of the CSV file.
     """
 
@@ -61,6 +59,18 @@ class Options:
     num_threads: int = 2
     memory_of: Loop = ""
     results: Path = RESULTS
+
+    def __post_init__(self) -> None:
+        if min(self.repeats, self.group_size, self.num_threads) < 1:
+            raise ValueError(
+                "repeats, group_size and num_threads: expected 1 or more, got "
+                f"{self.repeats}, {self.group_size} and {self.num_threads}"
+            )
+        if self.num_inference_steps < 3 or not self.guidance_scale >= 1:
+            raise ValueError(
+                "num_inference_steps and guidance_scale: expected 3 or more and 1 or more, got "
+                f"{self.num_inference_steps} and {self.guidance_scale}"
+            )
 
 
 class Bench:
@@ -105,12 +115,13 @@ class Bench:
         import torch
         from peft import LoraConfig
 
+        from agents.policies.sd3 import SD3Policy
         from agents.policies.weights import LoraSettings
         from experiments.benchmarks.plain_loop import PlainUpdate
 
         pipeline.transformer.requires_grad_(False)
         lora = LoraSettings()
-        targets = list(lora.target_modules or self.policy().lora_targets)
+        targets = list(lora.target_modules or SD3Policy.lora_targets)
         pipeline.transformer.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets))
         learnt = [p for p in pipeline.transformer.parameters() if p.requires_grad]
         return PlainUpdate(pipeline, self.sampler, torch.optim.AdamW(learnt, lr=1e-4), kl_coef=0.04)
@@ -215,13 +226,19 @@ def _peak_memory(bench: Bench, loop: Loop) -> float:
         pipeline = bench.pipeline()
         samples = bench.plain_samples(pipeline)
         bench.plain_update(pipeline)(samples, bench.advantages)
-    return maxrss_mib(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return own_peak_mib()
+
+
+def memory_command(options: Options, loop: str) -> list[str]:
+    """What has a process of its own measure its memory with these sizes."""
+    shared = ("group_size", "image_size", "num_inference_steps", "guidance_scale", "num_threads")
+    flags = [part for name in shared for part in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
+    return [sys.executable, "-m", MODULE, "--memory-of", loop, *flags]
 
 
 def _asked_memory(options: Options, loop: str) -> float:
-    flags = ["--memory-of", loop, "--group-size", str(options.group_size), "--image-size", str(options.image_size)]
-    command = [sys.executable, "-m", MODULE, *flags, "--num-inference-steps", str(options.num_inference_steps)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    done = subprocess.run(memory_command(options, loop), check=True, capture_output=True, text=True)
+    return float(done.stdout.split()[-1])
 
 
 def _value(measured: Measurement) -> str:

@@ -7,7 +7,6 @@ subtracted, and the reward is one that costs nothing. The figures go to ``collec
 
 from __future__ import annotations
 
-import resource
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.benchmarks.entry import run_benchmark
-from experiments.benchmarks.machine import describe_machine, maxrss_mib
+from experiments.benchmarks.machine import describe_machine, own_peak_mib
 from experiments.benchmarks.tables import RESULTS, quantity, text_table, write_csv
 from experiments.benchmarks.timing import Measurement, median_interval
 from experiments.flags import Usage, parse
@@ -66,7 +65,7 @@ class Recorder:
 
     def peak_memory(self, case: str) -> Measurement:
         """The peak of this process so far; one reading, which has no interval."""
-        peak = maxrss_mib(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        peak = own_peak_mib()
         return Measurement("peak memory of the process", case, peak, float("nan"), float("nan"), 1, "MiB", self.machine)
 
 

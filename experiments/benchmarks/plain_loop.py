@@ -29,7 +29,7 @@ class PlainSamples:
         images: uint8 [B, H, W, 3].
         latents: before each step, [T - 1, B, C, h, w].
         next_latents: after it.
-        embeds: prompt embeddings and pooled ones, a row a sample, negatives first where there is guidance.
+        embeds: prompt embeddings and pooled ones, a row a sample; as many negatives first where there is guidance.
     """
 
     images: NDArray[np.uint8]
@@ -45,13 +45,15 @@ def draw(pipeline: Any, texts: Sequence[str], sampler: FlowSDE, size: tuple[int,
     Args:
         pipeline: diffusers' StableDiffusion3Pipeline.
         texts: one a sample, repeated within a group.
-        sampler: steps, guidance and noise level; its shift is the scheduler's.
+        sampler: steps, guidance of 1 (none) or more, and noise level; its shift is the scheduler's.
         size: (height, width).
         seed: of all noise.
     """
     generator, before, after = torch.Generator().manual_seed(seed), list[Tensor](), list[Tensor]()
-    embeds = pipeline.encode_prompt(list(texts), None, None, negative_prompt="")
-    positive, negative, pooled, negative_pooled = embeds
+    is_guided = sampler.guidance_scale > 1
+    positive, negative, pooled, negative_pooled = pipeline.encode_prompt(
+        list(texts), None, None, negative_prompt="", do_classifier_free_guidance=is_guided
+    )
     shape = (len(texts), pipeline.transformer.config.in_channels, size[0] // 8, size[1] // 8)
     noise = torch.randn(shape, generator=generator)
     current = [noise]
@@ -81,8 +83,10 @@ def draw(pipeline: Any, texts: Sequence[str], sampler: FlowSDE, size: tuple[int,
         callback_on_step_end=to_sde,
         output_type="np",
     ).images
-    both = (torch.cat([negative, positive]), torch.cat([negative_pooled, pooled]))
-    return PlainSamples((found * 255).round().astype(np.uint8), torch.stack(before), torch.stack(after), both)
+    embeds = (positive, pooled)
+    if is_guided:
+        embeds = (torch.cat([negative, positive]), torch.cat([negative_pooled, pooled]))
+    return PlainSamples((found * 255).round().astype(np.uint8), torch.stack(before), torch.stack(after), embeds)
 
 
 class PlainUpdate:
@@ -118,12 +122,15 @@ class PlainUpdate:
     def _log_prob(self, transformer: Any, samples: PlainSamples, step: int) -> tuple[Tensor, Any]:
         x, sigmas, guidance = samples.latents[step], self.pipeline.scheduler.sigmas, self.sampler.guidance_scale
         embeds, pooled = samples.embeds
+        branches = len(embeds) // len(x)
         velocity = transformer(
-            hidden_states=torch.cat([x, x]),
-            timestep=(sigmas[step] * 1000).expand(2 * len(x)),
+            hidden_states=torch.cat([x] * branches),
+            timestep=(sigmas[step] * 1000).expand(branches * len(x)),
             encoder_hidden_states=embeds,
             pooled_projections=pooled,
         ).sample
-        negative, positive = velocity.chunk(2)
-        transition = self.sampler.transition(x, negative + guidance * (positive - negative), sigmas, step)
+        if branches == 2:
+            negative, positive = velocity.chunk(2)
+            velocity = negative + guidance * (positive - negative)
+        transition = self.sampler.transition(x, velocity, sigmas, step)
         return log_prob(transition, samples.next_latents[step]), transition

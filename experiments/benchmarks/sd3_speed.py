@@ -34,6 +34,9 @@ TABLE, PROFILE = "sd3_speed.csv", "sd3_speed_profile.csv"
 USAGE = "python -m experiments.benchmarks.sd3_speed"
 Training = Literal["lora", "full"]
 _NUM_KERNELS = 20
+_PIXELS_A_TOKEN = 16
+_LEAST = {"image_size": _PIXELS_A_TOKEN, "batch_size": 1, "num_inference_steps": 2, "num_references": 0, "repeats": 1}
+_LEAST |= {"num_layers": 1, "num_heads": 1, "guidance_scale": 0}
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Options:
         num_references: source images of an edit; 0 is text-to-image.
         repeats: of each; one more round, which warms up, is not counted.
         num_layers: fewer than SD3.5-Medium's 24, for a trial run.
+        num_heads: fewer than its 24, of 64 channels each, for one on a machine without a GPU.
         compile: compile the joint blocks.
         count_only: count operations, time nothing.
         results: folder of the CSV files.
@@ -62,9 +66,17 @@ class Options:
     num_references: int = 0
     repeats: int = 5
     num_layers: int = 24
+    num_heads: int = 24
     compile: bool = False
     count_only: bool = False
     results: Path = RESULTS
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected {least} or more, got {getattr(self, name)}")
+        if self.image_size % _PIXELS_A_TOKEN:
+            raise ValueError(f"image_size: expected a multiple of {_PIXELS_A_TOKEN}, got {self.image_size}")
 
 
 @dataclass(frozen=True)
@@ -147,7 +159,7 @@ def _rollouts(options: Options, cost: int, best: float, machine: str, kernels: l
 
     _reset_memory(options.device)
     seconds = _seconds(draw, options.device, options.repeats)
-    case = f"{options.image_size} px, batch {options.batch_size}, {options.num_inference_steps} steps"
+    case = f"{_case(options)}, {options.num_inference_steps} steps"
     yield _row("rollouts", case, options.batch_size / seconds, "images/s", machine)
     achieved = cost * options.batch_size * options.num_inference_steps / seconds / 1e12
     yield _row("rollouts", case, achieved, "TFLOP/s", machine)
@@ -163,7 +175,7 @@ def _updates(
     _reset_memory(options.device)
     seconds = _seconds(lambda: learner.update([rollout]), options.device, options.repeats)
     num_steps = options.num_inference_steps - 1
-    case = f"{training}, {options.image_size} px, batch {options.batch_size}, {num_steps} steps, checkpointed"
+    case = f"{training}, {_case(options)}, {num_steps} steps, checkpointed"
     yield _row("updates", case, options.batch_size / seconds, "samples/s", machine)
     # What checkpointing computes again is not counted: the share is that of useful operations.
     achieved = cost * options.batch_size * num_steps / seconds / 1e12
@@ -217,7 +229,25 @@ def _sizes(options: Options) -> dict[str, Any]:
 
     config = sd35_medium_config()
     dual = tuple(layer for layer in config["dual_attention_layers"] if layer < options.num_layers)
-    return {**config, "num_layers": options.num_layers, "dual_attention_layers": dual}
+    sizes = {"num_layers": options.num_layers, "num_attention_heads": options.num_heads}
+    width = options.num_heads * config["attention_head_dim"]
+    return {**config, **sizes, "dual_attention_layers": dual, "caption_projection_dim": width}
+
+
+def _case(options: Options) -> str:
+    """The sizes; what is SD3.5-Medium's, and no guidance or reference, goes without saying."""
+    parts = [f"{options.image_size} px", f"batch {options.batch_size}"]
+    if options.guidance_scale != 1:
+        parts.append(f"guidance {options.guidance_scale:g}")
+    if options.num_references:
+        parts.append(f"{options.num_references} references")
+    if (options.num_layers, options.num_heads) != (Options.num_layers, Options.num_heads):
+        parts.append(_model(options))
+    return ", ".join(parts)
+
+
+def _model(options: Options) -> str:
+    return f"{options.num_layers} layers of {options.num_heads} heads"
 
 
 def _sampler(options: Options) -> Any:
@@ -295,7 +325,7 @@ def _counts(passes: Passes, options: Options) -> str:
         ["forward and backward pass, all parameters", f"{passes.update_full / 1e9:.0f}"],
         ["recomputed by checkpointing", f"{passes.recomputed / 1e9:.0f}"],
     ]
-    title = f"GFLOP an image at one sigma, {options.num_layers} layers, {options.image_size} px, {kind}"
+    title = f"GFLOP an image at one sigma, {_model(options)}, {options.image_size} px, {kind}"
     return f"{title}\n{text_table(['', 'GFLOP'], rows)}"
 
 
