@@ -133,9 +133,6 @@ class Seconds(NamedTuple):
     scored: float = 0.0
 
 
-NO_SECONDS = Seconds()
-
-
 @dataclass(frozen=True)
 class Rollout:
     """All samples of one iteration, in order, groups whole.
@@ -160,7 +157,7 @@ class Rollout:
     advantages: Tensor
     seed: int = 0
     images: NDArray[Any] | None = None
-    seconds: Seconds = NO_SECONDS
+    seconds: Seconds = field(default_factory=Seconds)
     reasons: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from pdtr.muon import muon_and_adamw
+from pdtr.optimizers import muon_and_adamw, step_all
 
 _WARMUP_SHARE = 0.03
 
@@ -54,8 +54,7 @@ class Schedule:
         self._parameters = [p for _, p in named]
         adamw = {"lr": rates.other_learning_rate, "betas": (0.9, 0.98), "weight_decay": 0.0}
         self._optimizers = muon_and_adamw(named, rates.learning_rate, **adamw)
-        self._groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
-        self._peaks = [float(group["lr"]) for group in self._groups]
+        self._peaks = [float(optimizer.param_groups[0]["lr"]) for optimizer in self._optimizers]
         self._num_steps = num_steps
         self._decay_share = rates.decay_share
         self._started = time.perf_counter()
@@ -75,9 +74,6 @@ class Schedule:
             raise ValueError("learning_rate: expected one that the model can bear, got a loss that is no number")
         loss.backward()  # type: ignore[no-untyped-call]
         share = step / self._num_steps
-        for group, peak in zip(self._groups, self._peaks, strict=True):
-            group["lr"] = peak * min(1.0, share / _WARMUP_SHARE + 0.02, (1 - share) / self._decay_share + 0.01)
         nn.utils.clip_grad_norm_(self._parameters, 1.0)
-        for optimizer in self._optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        scale = min(1.0, share / _WARMUP_SHARE + 0.02, (1 - share) / self._decay_share + 0.01)
+        step_all(self._optimizers, self._peaks, scale)

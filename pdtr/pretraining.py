@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pdtr.muon import muon_and_adamw
+from pdtr.optimizers import muon_and_adamw, optimizers_state, restore_optimizers, step_all
 
 if TYPE_CHECKING:
     import torch
@@ -154,10 +154,7 @@ def train_steps(
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-        for optimizer, peak in zip(optimizers, peaks, strict=True):
-            optimizer.param_groups[0]["lr"] = peak * learning_rate_scale(config, step)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        step_all(optimizers, peaks, learning_rate_scale(config, step))
         yield step + 1, total
 
 
@@ -241,11 +238,9 @@ def _checkpoint(
 
     tensors = {f"policy.{k}": v for k, v in policy.parts.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.parts.state_dict().items()}
-    meta: dict[str, Any] = {"kind": "pretrain", "step": step}
-    for index, optimizer in enumerate(optimizers):
-        state, meta[f"optimizer{index}"] = checkpoint.optimizer_state(optimizer)
-        tensors |= {f"optimizer{index}.{k}": v for k, v in state.items()}
-    checkpoint.save_state(folder / checkpoint.checkpoint_name(step), tensors, meta)
+    state, meta = optimizers_state(optimizers)
+    meta |= {"kind": "pretrain", "step": step}
+    checkpoint.save_state(folder / checkpoint.checkpoint_name(step), tensors | state, meta)
     checkpoint.prune(folder, keep=2)
 
 
@@ -259,6 +254,5 @@ def _restore(folder: Path, policy: ScenesPolicy, average: ScenesPolicy, optimize
 
     policy.parts.load_state_dict(part("policy"))
     average.parts.load_state_dict(part("average"))
-    for index, optimizer in enumerate(optimizers):
-        checkpoint.restore_optimizer(optimizer, part(f"optimizer{index}"), meta[f"optimizer{index}"])
+    restore_optimizers(optimizers, tensors, meta)
     return int(meta["step"])

@@ -21,7 +21,7 @@ from agents.policies.base import FlowPolicy
 from agents.samplers import derive_seed
 from envs.scenes.pretraining import SupervisedBatch
 from pdtr import checkpoint
-from pdtr.muon import muon_and_adamw
+from pdtr.optimizers import muon_and_adamw, optimizers_state, restore_optimizers, step_all
 from pdtr.pretraining_data import BatchSource
 from pdtr.pretraining_objective import flow_matching_loss, set_size, trained_modules
 from pdtr.pretraining_stages import StageConfig, learning_rate_scale
@@ -84,10 +84,7 @@ class StageRun:
             started = time.monotonic()
             losses = self._accumulate()
             nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-            for optimizer, peak in zip(self.optimizers, self._peaks, strict=True):
-                optimizer.param_groups[0]["lr"] = peak * learning_rate_scale(self.config, self.step)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+            step_all(self.optimizers, self._peaks, learning_rate_scale(self.config, self.step))
             self.step += 1
             self.seconds += time.monotonic() - started
             yield losses
@@ -133,21 +130,16 @@ class StageRun:
     def save(self) -> Path:
         """Write everything that the run's continuation depends on."""
         tensors = {f"{name}.{k}": v for name, module in self.modules.items() for k, v in module.state_dict().items()}
-        meta = []
-        for index, optimizer in enumerate(self.optimizers):
-            state, about = checkpoint.optimizer_state(optimizer)
-            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
-            meta.append(about)
-        content = {
+        state, content = optimizers_state(self.optimizers)
+        content |= {
             "kind": "pretraining",
             "stage": self.config.stage,
             "step": self.step,
             "seconds": self.seconds,
             "data": self.source.state_dict(),
-            "optimizers": meta,
         }
         path = self.config.output_dir / checkpoint.checkpoint_name(self.step)
-        checkpoint.save_state(path, tensors, content)
+        checkpoint.save_state(path, tensors | state, content)
         checkpoint.prune(self.config.output_dir, self.config.keep_checkpoints)
         return path
 
@@ -155,15 +147,14 @@ class StageRun:
         """Go on from a checkpoint.
 
         Raises:
-            ValueError: it is another stage's.
+            ValueError: it is another stage's, or of other optimisers.
         """
         tensors, meta = checkpoint.load_state(path)
         if meta.get("stage") != self.config.stage:
             raise ValueError(f"{path}: expected stage {self.config.stage}'s checkpoint, got {meta.get('stage')}'s")
         for name, module in self.modules.items():
             module.load_state_dict(_under(tensors, f"{name}."))
-        for index, (optimizer, about) in enumerate(zip(self.optimizers, meta["optimizers"], strict=True)):
-            checkpoint.restore_optimizer(optimizer, _under(tensors, f"optimizer.{index}."), about)
+        restore_optimizers(self.optimizers, tensors, meta)
         self.source.load_state_dict(meta["data"])
         self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
 

@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from experiments.benchmarks.entry import run_benchmark
 from experiments.benchmarks.machine import describe_machine, own_peak_mib
-from experiments.benchmarks.tables import RESULTS, quantity, text_table, write_csv
-from experiments.benchmarks.timing import Measurement, interleaved, median_interval
+from experiments.benchmarks.tables import RESULTS, write_csv
+from experiments.benchmarks.timing import Measurement, figures_table, interleaved, median_interval
 from experiments.flags import Usage, parse
-from pdtr.statistics import Interval
 
 if TYPE_CHECKING:
     from agents.policies.sd3 import SD3Policy
@@ -179,9 +178,8 @@ def benchmark(arguments: Sequence[str]) -> int:
         machine = f"{describe_machine()}, {options.num_threads} torch threads"
         found = [replace(row, machine=machine) for row in measure(bench)]
     write_csv(options.results / TABLE, found)
-    rows = [[f"{row.quantity}: {row.case}", str(row.n), _value(row), row.unit] for row in found]
     title = "Medians with 95 % bootstrap intervals over repeats; a ratio above 1 is what the library saves"
-    print(f"Machine: {machine}\n\n{title}\n{text_table(['', 'n', 'value', 'unit'], rows)}")
+    print(f"Machine: {machine}\n\n{title}\n{figures_table(found)}")
     return 0
 
 
@@ -239,11 +237,6 @@ def memory_command(options: Options, loop: str) -> list[str]:
 def _asked_memory(options: Options, loop: str) -> float:
     done = subprocess.run(memory_command(options, loop), check=True, capture_output=True, text=True)
     return float(done.stdout.split()[-1])
-
-
-def _value(measured: Measurement) -> str:
-    interval = Interval(measured.value, measured.low, measured.high)
-    return quantity(interval, ".3f" if measured.unit == "ratio" else ".4g")
 
 
 if __name__ == "__main__":

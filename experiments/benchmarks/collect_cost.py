@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from experiments.benchmarks.entry import run_benchmark
 from experiments.benchmarks.machine import describe_machine, own_peak_mib
-from experiments.benchmarks.tables import RESULTS, quantity, text_table, write_csv
-from experiments.benchmarks.timing import Measurement, median_interval
+from experiments.benchmarks.tables import RESULTS, write_csv
+from experiments.benchmarks.timing import Measurement, figures_table, median_interval, shown
 from experiments.flags import Usage, parse
-from pdtr.statistics import Interval
 
 if TYPE_CHECKING:
     from agents.policies.base import FlowPolicy
@@ -87,7 +86,7 @@ def benchmark(arguments: Sequence[str]) -> int:
     for row in measure(policy, tasks, configs, options.repeats, recorder):
         found.append(row)
         # It takes a quarter of an hour: one line a figure shows that it goes on.
-        print(f"{row.quantity}: {row.case}: {_value(row)} {row.unit}", file=sys.stderr, flush=True)
+        print(f"{row.quantity}: {row.case}: {shown(row)} {row.unit}", file=sys.stderr, flush=True)
     write_csv(options.results / TABLE, found)
     print(format_rows(found))
     return 0
@@ -119,16 +118,9 @@ def measure(
 
 def format_rows(found: Sequence[Measurement]) -> str:
     """The table, the machine above it."""
-    rows = [
-        [f"{row.quantity}: {row.case}", str(row.n), _value(row), row.unit]
-        for row in sorted(found, key=lambda row: row.quantity)
-    ]
+    rows = sorted(found, key=lambda row: row.quantity)
     title = "Medians with 95 % bootstrap intervals over repeats"
-    return f"Machine: {found[0].machine}\n\n{title}\n{text_table(['', 'n', 'value', 'unit'], rows)}"
-
-
-def _value(row: Measurement) -> str:
-    return quantity(Interval(row.value, row.low, row.high), ".3f" if row.unit == "ratio" else ".4g")
+    return f"Machine: {found[0].machine}\n\n{title}\n{figures_table(rows)}"
 
 
 if __name__ == "__main__":

@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 
 from experiments.benchmarks.entry import run_benchmark
 from experiments.benchmarks.machine import describe_machine
-from experiments.benchmarks.tables import RESULTS, quantity, text_table, write_csv
-from experiments.benchmarks.timing import Measurement, median_interval
+from experiments.benchmarks.tables import RESULTS, write_csv
+from experiments.benchmarks.timing import Measurement, cases_table, median_interval
 from experiments.flags import Usage, parse
 from experiments.scenes_judge_reward import DEFAULT_URL
-from pdtr.statistics import Interval
 
 if TYPE_CHECKING:
     from pdtr.config import TrainConfig
@@ -54,9 +53,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.repeats < 1 or self.num_threads < 1:
-            raise ValueError(
-                f"repeats, num_threads: expected 1 or more, got {self.repeats}, {self.num_threads}",
-            )
+            raise ValueError(f"repeats, num_threads: expected 1 or more, got {self.repeats}, {self.num_threads}")
 
 
 def benchmark(arguments: Sequence[str]) -> int:
@@ -64,11 +61,8 @@ def benchmark(arguments: Sequence[str]) -> int:
     options = parse(Options(), Usage("python -m experiments.benchmarks.judge_overlap"), arguments)
     found = list(measure(options))
     write_csv(options.results / TABLE, found)
-    rows = [
-        [row.quantity, row.case, quantity(Interval(row.value, row.low, row.high), ".3f"), row.unit] for row in found
-    ]
     print(f"Machine: {found[0].machine}\n\nMedians of {options.repeats} rollouts with 95 % bootstrap intervals")
-    print(text_table(["", "case", "value", "unit"], rows))
+    print(cases_table(found))
     return 0
 
 
@@ -91,8 +85,7 @@ def measure(options: Options) -> Iterator[Measurement]:
         if size < 1 or num_images % size:
             raise ValueError(f"chunk_sizes: expected divisors of a rollout's {num_images} images, got {size}")
     for size in options.chunk_sizes:
-        seconds = time_rollouts(replace(config, chunk_size=size), options.repeats)
-        waited, judged, whole = seconds
+        waited, judged, whole = time_rollouts(replace(config, chunk_size=size), options.repeats)
         values = {
             "hidden share of judging": (1 - waited / judged, "share"),
             "judging / drawing": (judged / (whole - waited), "ratio"),

@@ -19,10 +19,9 @@ import numpy as np
 
 from experiments.benchmarks.entry import run_benchmark
 from experiments.benchmarks.machine import describe_machine
-from experiments.benchmarks.tables import RESULTS, quantity, text_table, write_csv
-from experiments.benchmarks.timing import Measurement, interleaved, median_interval
+from experiments.benchmarks.tables import RESULTS, write_csv
+from experiments.benchmarks.timing import Measurement, cases_table, interleaved, median_interval
 from experiments.flags import Usage, parse
-from pdtr.statistics import Interval
 
 if TYPE_CHECKING:
     from rewards.base import Images, Prompt
@@ -72,11 +71,8 @@ def benchmark(arguments: Sequence[str]) -> int:
     options = parse(Options(), Usage("python -m experiments.benchmarks.judge_throughput"), arguments)
     found = list(measure(options))
     write_csv(options.results / TABLE, found)
-    rows = [
-        [row.quantity, row.case, quantity(Interval(row.value, row.low, row.high), ".3f"), row.unit] for row in found
-    ]
     print(f"Machine: {found[0].machine}\n\nMedians of {options.repeats} repeats with 95 % bootstrap intervals")
-    print(text_table(["", "case", "value", "unit"], rows))
+    print(cases_table(found))
     return 0
 
 

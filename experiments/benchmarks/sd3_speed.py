@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from experiments.benchmarks.entry import run_benchmark
 from experiments.benchmarks.machine import describe_machine
-from experiments.benchmarks.tables import RESULTS, quantity, text_table, write_csv
-from experiments.benchmarks.timing import Measurement, median_interval
+from experiments.benchmarks.tables import RESULTS, text_table, write_csv
+from experiments.benchmarks.timing import Measurement, figures_table, median_interval, shown
 from experiments.flags import Usage, parse
-from pdtr.statistics import Interval
 
 if TYPE_CHECKING:
     from agents.learner import Learner
@@ -115,12 +114,11 @@ def benchmark(arguments: Sequence[str]) -> int:
     found, kernels = list[Measurement](), list[Kernel]()
     for row in measure(options, passes, machine, kernels):
         found.append(row)
-        print(f"{row.quantity}: {row.case}: {_value(row)} {row.unit}", file=sys.stderr, flush=True)
+        print(f"{row.quantity}: {row.case}: {shown(row)} {row.unit}", file=sys.stderr, flush=True)
     write_csv(options.results / TABLE, found)
     if kernels:
         write_csv(options.results / PROFILE, kernels)
-    rows = [[f"{row.quantity}: {row.case}", str(row.n), _value(row), row.unit] for row in found]
-    print(f"Machine: {machine}\n\n{text_table(['', 'n', 'value', 'unit'], rows)}")
+    print(f"Machine: {machine}\n\n{figures_table(found)}")
     return 0
 
 
@@ -331,10 +329,6 @@ def _counts(passes: Passes, options: Options) -> str:
 
 def _row(what: str, case: str, values: NDArray[np.float64], unit: str, machine: str) -> Measurement:
     return Measurement(what, case, *median_interval(values), len(values), unit, machine)
-
-
-def _value(row: Measurement) -> str:
-    return quantity(Interval(row.value, row.low, row.high), ".3f" if row.unit == "ratio" else ".4g")
 
 
 if __name__ == "__main__":

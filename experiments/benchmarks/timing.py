@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from experiments.benchmarks.tables import quantity, text_table
 from pdtr.statistics import Interval
 
 
@@ -35,6 +36,23 @@ class Measurement:
     n: int
     unit: str
     machine: str
+
+
+def shown(row: Measurement, form: str = "") -> str:
+    """The figure with its interval; unless a form is given, ratios have three decimals and others four digits."""
+    return quantity(Interval(row.value, row.low, row.high), form or (".3f" if row.unit == "ratio" else ".4g"))
+
+
+def figures_table(found: Sequence[Measurement]) -> str:
+    """A line a figure, with its repeats."""
+    rows = [[f"{row.quantity}: {row.case}", str(row.n), shown(row), row.unit] for row in found]
+    return text_table(["", "n", "value", "unit"], rows)
+
+
+def cases_table(found: Sequence[Measurement]) -> str:
+    """A line a figure of as many repeats each, its case in a column of its own."""
+    rows = [[row.quantity, row.case, shown(row, ".3f"), row.unit] for row in found]
+    return text_table(["", "case", "value", "unit"], rows)
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], num_repeats: int) -> dict[str, NDArray[np.float64]]:

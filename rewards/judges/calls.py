@@ -80,22 +80,22 @@ class Calls:
         """
         trail = Trail(self._number())
         loop = asyncio.get_running_loop()
-        limit = f"the batch's {self._settings.batch_seconds:g} s are over"
         try:
             async with asyncio.timeout_at(batch_deadline), self._desk:
                 # Images are encoded in there: the loop has other calls to look after.
                 content = await asyncio.to_thread(lambda: json.dumps(request()).encode())
                 async with self._gate:
                     started = loop.time()
-                    if started + self._settings.call_seconds < batch_deadline:
-                        limit = f"the call's {self._settings.call_seconds:g} s are over"
                     trail.deadline = min(started + self._settings.call_seconds, batch_deadline)
                     async with asyncio.timeout_at(trail.deadline):
                         answer = await self._until_answered(COMPLETIONS, content, trail)
             self._counters.answered(loop.time() - started, trail.attempts, answer)
             return Outcome(answer, "", trail.attempts, trail.url)
         except TimeoutError:
-            reason = limit
+            # Until a call has its turn, its deadline is infinite.
+            is_call, settings = trail.deadline < batch_deadline, self._settings
+            whose = f"call's {settings.call_seconds:g}" if is_call else f"batch's {settings.batch_seconds:g}"
+            reason = f"the {whose} s are over"
         except Fault as fault:
             reason = f"no answer in {trail.attempts} attempts"
             trail.fault = fault

@@ -199,6 +199,9 @@ def test_a_folder_with_a_run_or_with_another_stages_is_refused(made: Path, tmp_p
     other = StageRun(small("A", tmp_path), load(made), ScenesSource(SIZES))
     with pytest.raises(ValueError, match="expected stage A's checkpoint, got C's"):
         pretrain_stage(other, resume=True, report=lambda line: None)
+    other = StageRun(small("C", tmp_path, muon_learning_rate=1e-3), load(made), ScenesSource(SIZES))
+    with pytest.raises(ValueError, match="expected the state of 2 optimisers, got that of 1; go on with the muon"):
+        pretrain_stage(other, resume=True, report=lambda line: None)
 
 
 def test_a_step_is_the_mean_over_its_whole_batch_whatever_it_is_cut_into(made: Path, tmp_path: Path) -> None:
