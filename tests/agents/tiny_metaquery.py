@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 
 from agents.policies.backbone import BackboneSettings
 from agents.policies.connector import ConnectorConfig
 from agents.policies.metaquery import MetaQueryPolicy
 from agents.policies.metaquery_parts import MetaQueryPipeline
+from agents.policies.tiny.vae import tiny_vae
 from rewards.judges.tiny import TinyVLM, save_tiny_vlm, tiny_model, tiny_tokenizer
 
 NUM_QUERIES = 6
@@ -35,18 +36,7 @@ def make_metaquery(root: Path, settings: BackboneSettings) -> Path:
         pos_embed_max_size=12,
         qk_norm="rms_norm",
     ).save_pretrained(root / "sd3" / "transformer")
-    AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        norm_num_groups=4,
-        layers_per_block=1,
-        shift_factor=0.06,
-        scaling_factor=1.5,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    ).save_pretrained(root / "sd3" / "vae")
+    tiny_vae(1.5, 0.06, latent_channels=4).save_pretrained(root / "sd3" / "vae")
     FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(root / "sd3" / "scheduler")
     tokenizer = tiny_tokenizer(WORDS)
     save_tiny_vlm(root / "qwen", SHAPE, tokenizer, tiny_model(SHAPE, tokenizer))

@@ -5,14 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from agents.policies.tiny.qwen_text import (
-    WIDTH,
-    qwen_tokenizer,
-    seeded,
-    tiny_qwen_vl,
-    tiny_qwen_vl_processor,
-)
-from agents.policies.tiny.weights import randomise
+from agents.policies.tiny.qwen_text import WIDTH, qwen_tokenizer, tiny_qwen_vl, tiny_qwen_vl_processor
+from agents.policies.tiny.weights import randomise, seeded
 
 _WORDS = "Picture 1: 2: 3: a photo of two red circles left of the blue square, make it green and remove one dog"
 
@@ -91,7 +85,8 @@ def _vae(seed: int) -> Any:
     from diffusers import AutoencoderKLQwenImage
 
     build: Any = AutoencoderKLQwenImage
-    vae = seeded(seed, lambda: build(base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1))
+    with seeded(seed):
+        vae = build(base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
     randomise(vae, seed)
     return vae
 
@@ -100,9 +95,8 @@ def _transformer(seed: int, zero_cond_t: bool) -> Any:
     from diffusers import QwenImageTransformer2DModel
 
     build: Any = QwenImageTransformer2DModel
-    transformer = seeded(
-        seed,
-        lambda: build(
+    with seeded(seed):
+        transformer = build(
             in_channels=64,
             out_channels=16,
             num_layers=2,
@@ -111,7 +105,6 @@ def _transformer(seed: int, zero_cond_t: bool) -> Any:
             joint_attention_dim=WIDTH,
             axes_dims_rope=(4, 6, 6),
             zero_cond_t=zero_cond_t,
-        ),
-    )
+        )
     randomise(transformer, seed)
     return transformer

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-import torch
+from agents.policies.tiny.weights import seeded
 
 WIDTH = 32
 """Of the text encoders' states."""
@@ -20,22 +20,27 @@ SPECIAL_TOKENS = (
 )
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
+    "{% if enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"
 )
 _HEAD, _PATCH, _MERGE = 16, 4, 2
 _MAX_VOCABULARY = 1024
 
 
-def qwen_tokenizer(texts: Iterable[str]) -> Any:
+def qwen_tokenizer(texts: Iterable[str], marks: Iterable[str] = ()) -> Any:
     """Qwen2's tokenizer, trained so that each word of the texts is one token; other texts are spelled in smaller ones.
 
     The templates of Qwen-Image's pipelines have as many tokens as with the published one, for those are words too.
+
+    Args:
+        texts: what it knows.
+        marks: tokens of their own besides those of Qwen2.5-VL.
     """
     from transformers import Qwen2Tokenizer
 
     untrained: Any = Qwen2Tokenizer()
     tokenizer = untrained.train_new_from_iterator(
-        [*texts], vocab_size=_MAX_VOCABULARY, new_special_tokens=list(SPECIAL_TOKENS[1:]), show_progress=False
+        [*texts], vocab_size=_MAX_VOCABULARY, new_special_tokens=[*SPECIAL_TOKENS[1:], *marks], show_progress=False
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
@@ -71,7 +76,9 @@ def tiny_qwen_vl(tokenizer: Any, seed: int) -> Any:
         vision_end_token_id=ids("<|vision_end|>"),
         tie_word_embeddings=False,
     )
-    return seeded(seed, lambda: Qwen2_5_VLForConditionalGeneration(config))
+    build: Any = Qwen2_5_VLForConditionalGeneration
+    with seeded(seed):
+        return build(config).eval()
 
 
 def tiny_qwen_vl_processor(tokenizer: Any, max_pixels: int = 24 * 24) -> Any:
@@ -89,14 +96,9 @@ def tiny_qwen3(tokenizer: Any, seed: int) -> Any:
     from transformers import Qwen3Config, Qwen3Model
 
     config: Any = Qwen3Config(**_language_model(tokenizer), head_dim=_HEAD)
-    return seeded(seed, lambda: Qwen3Model(config))
-
-
-def seeded(seed: int, build: Callable[[], Any]) -> Any:
-    """Build a module with torch's generator at a seed; the generator is left as it was, the module is in eval mode."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build().eval()
+    build: Any = Qwen3Model
+    with seeded(seed):
+        return build(config).eval()
 
 
 def _language_model(tokenizer: Any) -> dict[str, Any]:

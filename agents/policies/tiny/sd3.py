@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from agents.policies.backbone import BackboneSettings
 from agents.policies.sd3 import SD3Policy
-from agents.policies.tiny.text import clip_config
+from agents.policies.tiny.text import clip_config, tiny_t5
 from agents.policies.tiny.tokenizers import clip_tokenizer, t5_tokenizer
-from agents.policies.tiny.weights import randomise
+from agents.policies.tiny.vae import tiny_vae
+from agents.policies.tiny.weights import randomise, seeded
 
 _WIDTH = 32
 
@@ -37,57 +37,18 @@ def make_tiny_sd3(folder: Path, seed: int = 0) -> Path:
     library: Any = diffusers
     parts: dict[str, Any] = {"tokenizer": clip_tokenizer(), "tokenizer_2": clip_tokenizer()}
     parts["tokenizer_3"] = t5_tokenizer()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         parts["transformer"] = library.SD3Transformer2DModel(**_transformer_config())
-        parts["vae"] = tiny_vae()
+        parts["vae"] = tiny_vae(1.5305, 0.0609, widths=(8, 8, 16, 16), norm_num_groups=1)
         parts["text_encoder"] = _clip(parts["tokenizer"], width=8)
         parts["text_encoder_2"] = _clip(parts["tokenizer_2"], width=16)
-        parts["text_encoder_3"] = tiny_t5(parts["tokenizer_3"], _WIDTH)
+        parts["text_encoder_3"] = tiny_t5(parts["tokenizer_3"], _WIDTH, num_heads=4)
     for index, module in enumerate(part for part in parts.values() if isinstance(part, nn.Module)):
         randomise(module, seed + index, 1.0)
     scheduler = library.FlowMatchEulerDiscreteScheduler(shift=3.0)
     pipeline = library.StableDiffusion3Pipeline(**parts, scheduler=scheduler)
     SD3Policy(pipeline, BackboneSettings(64, 64, dtype="float32", max_sequence_length=32)).save(folder)
     return folder
-
-
-def tiny_vae() -> Any:
-    """SD3's AutoencoderKL: 16 channels, an eighth of the pixels' size, its shift and scaling."""
-    import diffusers
-
-    library: Any = diffusers
-    return library.AutoencoderKL(
-        block_out_channels=(8, 8, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        latent_channels=16,
-        norm_num_groups=1,
-        sample_size=64,
-        scaling_factor=1.5305,
-        shift_factor=0.0609,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
-
-
-def tiny_t5(tokenizer: Any, width: int) -> Any:
-    """A T5 encoder with gated GELUs, as version 1.1's."""
-    from transformers import T5Config, T5EncoderModel
-
-    config = T5Config(
-        vocab_size=len(tokenizer),
-        d_model=width,
-        d_kv=8,
-        d_ff=2 * width,
-        num_layers=2,
-        num_heads=4,
-        feed_forward_proj="gated-gelu",
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return T5EncoderModel(config)
 
 
 def _clip(tokenizer: Any, width: int) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from agents.policies.tiny.qwen_text import WIDTH, qwen_tokenizer, seeded, tiny_qwen3
-from agents.policies.tiny.weights import randomise
+from agents.policies.tiny.qwen_text import WIDTH, qwen_tokenizer, tiny_qwen3
+from agents.policies.tiny.vae import tiny_flux1_vae
+from agents.policies.tiny.weights import randomise, seeded
 
 _WORDS = "user\nassistant\na photo of two red circles left of the blue square, make it green and remove one dog"
 
@@ -16,11 +17,14 @@ def make_tiny_z_image(folder: Path, seed: int = 0) -> Path:
     from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline
 
     tokenizer = qwen_tokenizer([_WORDS])
+    with seeded(seed):
+        vae = tiny_flux1_vae()
+    randomise(vae, seed)
     build: tuple[Any, ...] = (ZImagePipeline, FlowMatchEulerDiscreteScheduler)
     pipeline = build[0](
         # Z-Image-Turbo's shift.
         scheduler=build[1](shift=3.0),
-        vae=_vae(seed),
+        vae=vae,
         text_encoder=tiny_qwen3(tokenizer, seed),
         tokenizer=tokenizer,
         transformer=_transformer(seed),
@@ -29,37 +33,12 @@ def make_tiny_z_image(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def _vae(seed: int) -> Any:
-    """The published VAE's scale, channels and compression on narrow layers."""
-    from diffusers import AutoencoderKL
-
-    build: Any = AutoencoderKL
-    vae = seeded(
-        seed,
-        lambda: build(
-            block_out_channels=(8, 8, 8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=1,
-            norm_num_groups=4,
-            latent_channels=16,
-            scaling_factor=0.3611,
-            shift_factor=0.1159,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        ),
-    )
-    randomise(vae, seed)
-    return vae
-
-
 def _transformer(seed: int) -> Any:
     from diffusers import ZImageTransformer2DModel
 
     build: Any = ZImageTransformer2DModel
-    transformer = seeded(
-        seed,
-        lambda: build(
+    with seeded(seed):
+        transformer = build(
             in_channels=16,
             dim=WIDTH,
             n_layers=2,
@@ -69,7 +48,6 @@ def _transformer(seed: int) -> Any:
             cap_feat_dim=WIDTH,
             axes_dims=[4, 6, 6],
             axes_lens=[640, 64, 64],
-        ),
-    )
+        )
     randomise(transformer, seed)
     return transformer
