@@ -1,7 +1,9 @@
 """Rendered edits, right and wrong in many ways, with all that the renderer knows: for a tiny model to learn reading.
 
-Nothing here is drawn by a policy, and only instructions of the training split are used. What stands in each cell of a
-grid over the picture is known before the edit, after it, and as the instruction would have it.
+Nothing here is drawn by a policy. What stands in each cell of a grid over the picture is known before the edit, after
+it, and as the instruction would have it. The instructions are of both splits: a judge is an instrument, and the split
+is there to test the policy. A judge that never sees certain things removed learns that they are not, whatever the
+words say (LOG.md, 2026-11-28). The policy's own edits, which a judge is tested on, have pictures that it never saw.
 """
 
 from __future__ import annotations
@@ -13,18 +15,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.scenes.detector import detect
+from envs.scenes.edit_reading import CONFIDENT
 from envs.scenes.edits import EditTask, sample_edit
 from envs.scenes.render import render
 from envs.scenes.rewards import edit_reward
 from envs.scenes.world import CANVAS, COLORS, RADIUS_RANGE, SHAPES, Scene, SceneObject, pick, place
 from rewards.base import Prompt
-from rewards.edit_reward_data import DIMENSIONS
+from rewards.edit_reward_data import DIMENSIONS, ScoredEdit
 
 NOTHING, UNKNOWN = 0, -100
 """A cell's label where no object's centre lies in it, and where nobody can say."""
 # Shares of candidates: as asked, as asked and one thing more, a near miss, something else, untouched, half way.
 _KINDS = {"right": 0.27, "careless": 0.2, "miss": 0.23, "other": 0.12, "untouched": 0.06, "faded": 0.12}
 _MAX_OBJECTS = 5
+# As many as there are combinations: every fifth is held out.
+_HELD_OUT_SHARE = 0.2
 
 
 _KIND_INDEX = {(color, shape): (i, j) for i, color in enumerate(COLORS, 1) for j, shape in enumerate(SHAPES, 1)}
@@ -51,7 +57,7 @@ class RenderedEdit:
 
 def rendered_edits(rng: np.random.Generator, count: int, grid: int) -> list[RenderedEdit]:
     """Draw ``count`` edits or a few less, with cells of a grid of ``grid`` by ``grid``."""
-    tasks = [sample_edit(rng, "train") for _ in range(count)]
+    tasks = [sample_edit(rng, "held_out" if rng.random() < _HELD_OUT_SHARE else "train") for _ in range(count)]
     kinds = [str(kind) for kind in rng.choice(list(_KINDS), count, p=list(_KINDS.values()))]
     scenes = [_jittered(rng, candidate(rng, task, kind)) for task, kind in zip(tasks, kinds, strict=True)]
     sources = render([task.source for task in tasks])
@@ -62,13 +68,14 @@ def rendered_edits(rng: np.random.Generator, count: int, grid: int) -> list[Rend
     prompts = [Prompt(t.text, (s,), t.metadata) for t, s in zip(tasks, sources, strict=True)]
     found = edit_reward(images, prompts)
     values = {**found.components, "total": found.total}
+    after = detected_cells(images, grid)
     return [
         RenderedEdit(
             task.text,
             sources[row],
             images[row],
             {name: float(values[name][row]) for name in DIMENSIONS},
-            _edit_cells(task, scenes[row], kinds[row], grid),
+            _edit_cells(task, after[row], grid),
         )
         for row, task in enumerate(tasks)
         # The ground truth cannot judge the few whose source fulfils the instruction already.
@@ -80,15 +87,42 @@ def scene_cells(scene: Scene, grid: int) -> NDArray[np.int64]:
     """Colour and shape of what has its centre in each cell, row by row: [2, G * G]."""
     cells = np.full((2, grid * grid), NOTHING, np.int64)
     for thing in scene:
-        column, row = (min(grid - 1, max(0, int(side * grid / CANVAS))) for side in (thing.x, thing.y))
-        cells[:, row * grid + column] = _KIND_INDEX[thing.kind]
+        cells[:, _cell(thing.x, thing.y, grid)] = _KIND_INDEX[thing.kind]
     return cells
 
 
-def _edit_cells(task: EditTask, scene: Scene, kind: str, grid: int) -> NDArray[np.int64]:
-    before, after, asked = (scene_cells(s, grid) for s in (task.source, scene, task.target))
-    if kind == "faded":
-        after[:] = UNKNOWN
+def detected_cells(images: NDArray[np.uint8], grid: int) -> NDArray[np.int64]:
+    """The same of any pictures [B, H, W, 3], as the world's detector reads them: [B, 2, G * G].
+
+    Where it is not sure of a shape, the way the ground truth is not, there is a colour and no shape.
+    """
+    cells = np.full((len(images), 2, grid * grid), NOTHING, np.int64)
+    for row, found in enumerate(detect(images)):
+        for thing in reversed(found):  # The surest last: it has the cell.
+            if thing.color is not None:
+                kind = _KIND_INDEX[thing.color, thing.label]
+                place = _cell((thing.box[0] + thing.box[2]) / 2, (thing.box[1] + thing.box[3]) / 2, grid)
+                cells[row, :, place] = kind[0], kind[1] if thing.confidence > CONFIDENT else NOTHING
+    return cells
+
+
+def drawn_cells(edits: Sequence[ScoredEdit], grid: int) -> NDArray[np.int64]:
+    """A policy's edits before and after, as the detector reads them, and nobody says what was asked: [B, 3, 2, G * G].
+
+    Differs from :class:`RenderedEdit`: there what was asked is known.
+    """
+    pictures = [np.stack([edit.source for edit in edits]), np.stack([edit.image for edit in edits])]
+    before, after = (detected_cells(images, grid) for images in pictures)
+    return np.stack([before, after, np.full_like(before, UNKNOWN)], 1)
+
+
+def _cell(x: float, y: float, grid: int) -> int:
+    column, row = (min(grid - 1, max(0, int(side * grid / CANVAS))) for side in (x, y))
+    return row * grid + column
+
+
+def _edit_cells(task: EditTask, after: NDArray[np.int64], grid: int) -> NDArray[np.int64]:
+    before, asked = (scene_cells(scene, grid) for scene in (task.source, task.target))
     if any("where" in operation for operation in task.metadata["ops"]):
         # The place of what is added or moved is free: nobody can say of a free cell whether it should stay so.
         old = scene_cells(tuple(thing for thing in task.target if thing in task.source), grid)

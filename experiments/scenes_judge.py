@@ -128,7 +128,7 @@ def make_judge(config: ScenesJudgeConfig, say: Callable[[str], None] = print) ->
         model, inputs = load_judge(config.start)
     model.train()
     say(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters, {len(edits[0])} edits")
-    train_vision(model, inputs, _rates(config), config.vision_steps, say)
+    train_vision(model, inputs, _rates(config), config.vision_steps, say, edits[0])
     points: list[Point] = []
     for point in train_digits(model, inputs, edits, _rates(config), config.num_steps):
         points.append(point)

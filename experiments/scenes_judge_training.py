@@ -2,7 +2,8 @@
 
 A batch is rendered edits, whose every cell is known, and some of the policy's own. Grades alone, one number an edit,
 teach a small model slowly to look; so it is also asked, at each token of the picture after, what stands there before
-the edit, after it, and as the instruction would have it. The heads that answer are thrown away.
+the edit, after it (both as the detector of the ground truth reads them, on the policy's pictures too), and as the
+instruction would have it. The heads that answer are thrown away.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ from torch import Tensor, nn
 from envs.scenes.render import render
 from envs.scenes.world import COLORS, SHAPES, Scene, pick, place_all
 from experiments.edit_reward_cells import CHOICES, MOMENTS, cell_loss, share_right
-from experiments.edit_reward_reading import UNKNOWN, RenderedEdit, rendered_edits, scene_cells
+from experiments.edit_reward_reading import (
+    UNKNOWN,
+    RenderedEdit,
+    detected_cells,
+    drawn_cells,
+    rendered_edits,
+    scene_cells,
+)
 from experiments.scenes_judge_model import JudgeInputs, answer_logits, digit_loss, digit_scores, picture_patches
 from experiments.scenes_judge_schedule import Rates, Schedule
 from rewards.agreement import spearman
@@ -55,20 +63,33 @@ class Point:
 
 
 def train_vision(
-    model: Qwen2_5_VLForConditionalGeneration, inputs: JudgeInputs, rates: Rates, num_steps: int, say: Say
+    model: Qwen2_5_VLForConditionalGeneration,
+    inputs: JudgeInputs,
+    rates: Rates,
+    num_steps: int,
+    say: Say,
+    edits: Sequence[ScoredEdit] = (),
 ) -> None:
-    """Teach the vision tower colour and shape at each token, on pictures of random scenes."""
+    """Teach the vision tower colour and shape at each token, on random scenes and on as many of a policy's edits.
+
+    The detector reads those: what a half-formed shape counts for, no rendered one tells. Without edits all are scenes.
+    """
     visual, rng, grid = model.model.visual, np.random.default_rng((rates.seed, 1)), inputs.grid
     head = nn.Linear(_width(model), sum(CHOICES))
     schedule = Schedule([visual, head], rates, num_steps)
+    order = _endless(len(edits), rng)
+    num_drawn = rates.batch_size if edits else 0
     right: list[float] = []
     for step in range(num_steps):
-        scenes = [_random_scene(rng) for _ in range(2 * rates.batch_size)]
-        cut = [picture_patches(picture, inputs.shape) for picture in render(scenes)]
+        scenes = [_random_scene(rng) for _ in range(2 * rates.batch_size - num_drawn)]
+        drawn = [edits[next(order)].image for _ in range(num_drawn)]
+        pictures = np.stack([*render(scenes), *drawn])
+        cut = [picture_patches(picture, inputs.shape) for picture in pictures]
         patches = torch.from_numpy(np.concatenate([patches for patches, _ in cut]))
         states = visual(patches, torch.tensor([grid for _, grid in cut])).pooler_output
-        labels = torch.from_numpy(np.stack([scene_cells(scene, grid) for scene in scenes]))  # [B, 2, G * G]
-        answers = head(states).view(len(scenes), grid * grid, -1)
+        known = np.stack([scene_cells(scene, grid) for scene in scenes])
+        labels = torch.from_numpy(np.concatenate([known, detected_cells(pictures[len(scenes) :], grid)]))  # [B, 2, G G]
+        answers = head(states).view(len(labels), grid * grid, -1)
         schedule.step(step, cell_loss(answers, labels))
         right.append(share_right(answers.detach(), labels))
         if (step + 1) % _SAY_EVERY == 0:
@@ -159,11 +180,11 @@ def _loss(
     totals = torch.tensor([edit.scores["total"] for edit in edits])
     logits = answer_logits(model, output.last_hidden_state, batch)
     # The last layer only gathers what the cells know, so they have to know it before.
-    states = output.hidden_states[-2][: len(rendered)]
-    is_picture = batch["mm_token_type_ids"][: len(rendered)] == 1
-    after = states[is_picture].view(len(rendered), 2, inputs.grid**2, -1)[:, 1]
+    is_picture = batch["mm_token_type_ids"] == 1
+    after = output.hidden_states[-2][is_picture].view(len(edits), 2, inputs.grid**2, -1)[:, 1]
     answers, match = heads(after)
-    labels = torch.from_numpy(np.stack([edit.cells for edit in rendered]))  # [B, 3, 2, G * G]
+    cells = [edit.cells for edit in rendered]
+    labels = torch.from_numpy(np.concatenate([cells, drawn_cells(drawn, inputs.grid)]))  # [B, 3, 2, G * G]
     is_asked = (labels[:, 1] == labels[:, 2]).all(1).long()
     is_known = ((labels[:, 1] != UNKNOWN) & (labels[:, 2] != UNKNOWN)).all(1)
     matches = torch.where(is_known, is_asked, UNKNOWN)

@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.scenes.edits import sample_edit
+from envs.scenes.detector import detect
+from envs.scenes.edit_reading import CONFIDENT
+from envs.scenes.edits import sample_edit, split_operations
 from envs.scenes.render import render
 from envs.scenes.rewards import edit_reward
 from envs.scenes.world import SceneObject
@@ -13,11 +15,19 @@ from experiments.benchmarks.edit_reward import Figure, format_figures
 from experiments.cli import main
 from experiments.edit_reward_check import check_reward_on, format_found
 from experiments.edit_reward_data import EditDataConfig, make_data, split_prompts
-from experiments.edit_reward_reading import NOTHING, UNKNOWN, candidate, rendered_edits, scene_cells
+from experiments.edit_reward_reading import (
+    NOTHING,
+    UNKNOWN,
+    candidate,
+    detected_cells,
+    drawn_cells,
+    rendered_edits,
+    scene_cells,
+)
 from experiments.reward import load_reward
 from rewards.base import Prompt
 from rewards.edit_reward import EditReward
-from rewards.edit_reward_data import read_edits, shard_path
+from rewards.edit_reward_data import ScoredEdit, read_edits, shard_path
 
 pytest.importorskip("datasets")
 
@@ -73,6 +83,36 @@ def test_cells_say_what_stands_where() -> None:
     assert cells[:, 0].tolist() == [1, 1]
     assert cells[:, 4 + 3].tolist() == [6, 5]
     assert (cells != NOTHING).sum() == 4
+
+
+def test_the_detector_reads_the_same_cells_and_is_as_unsure_as_the_ground_truth() -> None:
+    scene = (SceneObject("circle", "red", 9, 9, 7), SceneObject("cross", "black", 38, 22, 7))
+    clear = render([scene])[0]
+    faint = np.rint(255 - 0.6 * (255 - clear.astype(np.float64))).astype(np.uint8)
+    found = detected_cells(np.stack([clear, faint]), 4)
+    assert np.array_equal(found[0], scene_cells(scene, 4))
+    for row, detections in zip(found, detect(np.stack([clear, faint])), strict=True):
+        assert (row[1] != NOTHING).sum() == sum(d.confidence > CONFIDENT for d in detections)
+    assert (found[1, 1] != NOTHING).sum() < 2
+    assert detected_cells(np.empty((0, 48, 48, 3), np.uint8), 4).shape == (0, 2, 16)
+
+
+def test_cells_of_a_drawn_edit_leave_open_what_was_asked() -> None:
+    sources = render([(SceneObject("circle", "red", 9, 9, 7),), (SceneObject("cross", "blue", 30, 30, 7),)])
+    edits = [ScoredEdit(str(i), "p", "make it blue", sources[i], sources[1 - i], {"total": 0.0}) for i in range(2)]
+    cells = drawn_cells(edits, 4)
+    assert cells.shape == (2, 3, 2, 16)
+    assert np.array_equal(cells[:, 0], cells[::-1, 1])
+    assert (cells[:, 2] == UNKNOWN).all()
+
+
+def test_rendered_instructions_are_of_both_splits() -> None:
+    combinations = split_operations("remove")["held_out"]
+    rng = np.random.default_rng(0)
+    asked = [edit.instruction for _ in range(4) for edit in rendered_edits(rng, 100, 4)]
+    removals = [text for text in asked if text.startswith(("remove", "delete", "take away")) and " and " not in text]
+    held_out = [text for text in removals if any(f"{c} {s}" in text for c, s in combinations)]
+    assert 0.05 < len(held_out) / len(removals) < 0.5
 
 
 def test_rendered_edits_are_what_they_say() -> None:
