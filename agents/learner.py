@@ -10,7 +10,7 @@ import torch
 
 from agents.algorithms.base import Algorithm, Learning
 from agents.policies.base import FlowPolicy
-from agents.policies.sharding import whole
+from agents.policies.sharding import clip_gradients
 from agents.policies.weights import PolicyWeights
 from agents.processes import ALONE, Processes
 from agents.samplers import derive_seed
@@ -94,7 +94,7 @@ class Learner:
     def _step(self, metrics: dict[str, list[float]]) -> None:
         parameters = self.weights.parameters()
         self.processes.sum_gradients(parameters)
-        norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)))
+        norm = float(clip_gradients(parameters, self.settings.max_grad_norm))
         is_finite = math.isfinite(norm)
         metrics.setdefault("skipped_updates", []).append(float(not is_finite))
         if is_finite:

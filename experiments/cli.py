@@ -21,7 +21,7 @@ from pdtr.processes import is_first, num_processes, speaks
 # Each names the function that runs it, which is imported once it is asked for: `pdtr --help` must not wait for torch.
 COMMANDS = {
     "train": ("experiments.commands:train", "[RECIPE] [--resume] [--flags]", "train a policy and write its report"),
-    "pretrain": ("experiments.commands:pretrain", "scenes [--resume] [--flags]", "make a base policy from nothing"),
+    "pretrain": ("experiments.pretrain:pretrain", "NAME [--resume] [--flags]", "the embedded world's base, or a stage"),
     "eval": ("experiments.eval:evaluate", "[BENCHMARK] [--flags]", "held-out success, or a published benchmark"),
     "sample": ("experiments.commands:sample", "PROMPT [--source-image PATH] [--flags]", "draw images, or edit one"),
     "report": ("experiments.commands:report", "RUN_FOLDER", "write a run's report again and print its table"),
@@ -124,7 +124,7 @@ def _dispatch(arguments: list[str]) -> None:
 
         print(f"pdtr {__version__}")
     elif name in COMMANDS:
-        if num_processes() > 1 and name != "train":
+        if num_processes() > 1 and name not in ("train", "pretrain"):
             raise ValueError(
                 f"{name}: expected one process, got {num_processes()}; processes share training alone, so type: "
                 f"{shlex.join(['pdtr', *arguments])}"

@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import tyro
 
+from experiments.arguments import how_to_go_on, leading_name
 from experiments.flags import Usage, parse, parse_run
-from pdtr.processes import finish, is_first, launcher
+from pdtr.processes import finish, is_first
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from agents.policies.base import FlowPolicy
     from rewards.base import Images
 
-_RESUME = "--resume"
 # The side in pixels up to which a picture is shown enlarged.
 _SMALL = 128
 
@@ -36,7 +34,7 @@ def train(arguments: Sequence[str]) -> None:
     """
     from experiments.recipes import DEFAULT, find_recipe, summary
 
-    name, flags = _leading_name(arguments, DEFAULT)
+    name, flags = leading_name(arguments, DEFAULT)
     recipe = find_recipe(name)
     name = recipe.__name__
     usage = Usage(f"pdtr train {name}", f"{summary(recipe)} Other recipes: pdtr recipes.")
@@ -49,64 +47,11 @@ def train(arguments: Sequence[str]) -> None:
         path = run(config, resume=resume, recipe=name)
     except KeyboardInterrupt:
         started = (config.output_dir / "config.json").is_file()
-        raise KeyboardInterrupt(_how_to_go_on(["train", name, *flags], started)) from None
+        raise KeyboardInterrupt(how_to_go_on(["train", name, *flags], started)) from None
     finish()
     if is_first():
         _print_table(config.output_dir)
         print(f"report: {path}")
-
-
-def pretrain(arguments: Sequence[str]) -> None:
-    """``pdtr pretrain scenes [--resume] [--flags]``: make a base policy, print its folder.
-
-    Raises:
-        ValueError: an unknown world or flag, or a bad value.
-        KeyboardInterrupt: stopped; its text says how to go on.
-    """
-    from pdtr.pretraining import PretrainConfig
-    from pdtr.pretraining import pretrain as run
-
-    name, flags = _leading_name(arguments, "")
-    asks_help = not {"-h", "--help"}.isdisjoint(flags)
-    if name != "scenes" and not (asks_help and not name):
-        raise ValueError(
-            f"expected the world to pre-train on, scenes, got {name or 'none'}; type: pdtr pretrain scenes"
-        )
-    config, resume = parse_run(PretrainConfig(), Usage("pdtr pretrain scenes"), flags)
-    if config.output_dir.exists() and not config.output_dir.is_dir():
-        raise ValueError(f"{config.output_dir}: expected a folder, got a file; choose another --output-dir")
-    try:
-        with _bar() as bar:
-            task = bar.add_task("pre-training", total=config.num_steps, loss=float("nan"))
-
-            def on_step(steps_done: int, loss: float) -> None:
-                bar.update(task, completed=steps_done, loss=loss)
-
-            folder = run(config, resume, bar.console.print, on_step)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_how_to_go_on(["pretrain", name, *flags], started=True)) from None
-    print(f"policy: {folder}")
-
-
-def _bar() -> Progress:
-    """A bar with the time left and the loss; lines printed to its console scroll by above it."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-    )
 
 
 @dataclass(frozen=True)
@@ -226,20 +171,6 @@ def recipes(arguments: Sequence[str]) -> None:
     width = max(map(len, found)) + 2
     for name, recipe in found.items():
         print(f"{name:<{width}}{summary(recipe)}")
-
-
-def _leading_name(arguments: Sequence[str], default: str) -> tuple[str, list[str]]:
-    """The first argument where it is no flag, and the others; ``--resume`` may stand before it."""
-    others = [argument for argument in arguments if argument != _RESUME]
-    resume = [_RESUME] * (len(others) < len(arguments))
-    if others and not others[0].startswith("-"):
-        return others[0], [*others[1:], *resume]
-    return default, [*others, *resume]
-
-
-def _how_to_go_on(arguments: Sequence[str], started: bool) -> str:
-    kept = [argument for argument in arguments if argument != _RESUME]
-    return f"go on with: {shlex.join([*launcher(), *kept, *([_RESUME] if started else [])])}"
 
 
 def _check_recipe(folder: Path, name: str) -> None:

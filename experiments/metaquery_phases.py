@@ -28,7 +28,8 @@ from experiments.metaquery_vlm import held_out_answers, new_vlm, reading_of_scen
 from experiments.scenes_judge_schedule import Rates
 from pdtr.launch import BASE
 from pdtr.pretraining_data import ScenesSource
-from pdtr.pretraining_run import StageRun, pretrain_stage
+from pdtr.pretraining_loop import pretrain_stage
+from pdtr.pretraining_run import StageRun
 from pdtr.pretraining_stages import PUBLISHED, Stage, StageConfig
 from pdtr.tasks import Task
 

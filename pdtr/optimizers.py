@@ -60,11 +60,14 @@ def optimizers_state(optimizers: Sequence[torch.optim.Optimizer]) -> tuple[dict[
 def restore_optimizers(
     optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
 ) -> None:
-    """Put optimisers into the state that :func:`optimizers_state` took; other entries are passed over.
+    """Put optimisers into the state that :func:`optimizers_state` took, whole; other entries are passed over.
+
+    Moments of weights that are cut up over processes are cut up with them.
 
     Raises:
         ValueError: it is that of others.
     """
+    from agents.policies.sharding import cut_optimizer_state
     from pdtr import checkpoint
 
     found = [meta[name] for index in range(len(meta)) if (name := f"optimizer{index}") in meta]
@@ -76,4 +79,5 @@ def restore_optimizers(
     for index, optimizer in enumerate(optimizers):
         prefix = f"optimizer{index}."
         own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        checkpoint.restore_optimizer(optimizer, own, found[index])
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        checkpoint.restore_optimizer(optimizer, cut_optimizer_state(own, parameters), found[index])

@@ -39,22 +39,30 @@ class BatchSource(Protocol):
 class ScenesSource:
     """Rendered prompts and edits of the embedded world; batch k of a task follows from (seed, task, k) alone.
 
+    Processes take turns: the k-th batch of one is number ``k world_size + rank``.
+
     Attributes:
         sizes: examples of a batch, by task.
         seed: of the draws.
         split: of the world.
         mislabelled: share of the pairs whose text and picture differ in one thing.
+        rank: of this process among those that share the batches.
+        world_size: their number.
     """
 
     sizes: Mapping[str, int]
     seed: int = 0
     split: Split = "train"
     mislabelled: float = 0.0
+    rank: int = 0
+    world_size: int = 1
     _drawn: dict[str, int] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         if not self.sizes or min(self.sizes.values()) < 1:
             raise ValueError(f"sizes: expected 1 or more examples for each task, got {dict(self.sizes)}")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank: expected one of {self.world_size} from 0, got {self.rank}")
 
     def next_batch(self, task: str) -> SupervisedBatch:
         """See :class:`BatchSource`."""
@@ -66,7 +74,8 @@ class ScenesSource:
             raise ValueError(f"task: expected one of {', '.join(self.sizes)}, got {task!r}; give it a size")
         count = self._drawn.get(task, 0)
         self._drawn[task] = count + 1
-        rng = np.random.default_rng([self.seed, list(self.sizes).index(task), count])
+        number = count * self.world_size + self.rank
+        rng = np.random.default_rng([self.seed, list(self.sizes).index(task), number])
         return supervised_batch(task, rng, self.sizes[task], self.split, self.mislabelled)
 
     def state_dict(self) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def flow_matching_loss(
     sigma = _sigmas(config, len(x_0), generator).to(x_0.device)
     noise = torch.randn(x_0.shape, generator=generator).to(x_0.device)
     noisy = interpolate(x_0, noise, sigma).to(policy.dtype)
-    velocity = policy.conditional_velocity(noisy, sigma, _condition(config.stage, policy, texts, batch))
+    velocity = policy.velocity(noisy, sigma, _condition(config.stage, policy, texts, batch), guidance_scale=1.0)
     return (velocity.float() - velocity_target(x_0, noise)).square().mean()
 
 

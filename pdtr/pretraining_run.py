@@ -1,23 +1,25 @@
-"""The loop of pre-training's stages: batches by the cycle, one optimiser step; held-out losses, checkpoints, a log.
+"""One stage of pre-training: batches by the cycle, optimiser steps, held-out losses, checkpoints.
 
-Every draw is seeded by (seed, stage, step) or belongs to the data source, whose position is in the checkpoint: a run
-that was stopped goes on to the same bits as one that was not. One process.
+Every draw is seeded by (seed, stage, step, batch) or belongs to the data source, whose position is in the checkpoint: a
+run that was stopped goes on to the same bits as one that was not. Several processes share a step's batches.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.policies.base import FlowPolicy
+from agents.policies.sharding import clip_gradients, cut_like, gathered, shard
+from agents.processes import ALONE, Processes, as_bytes
 from agents.samplers import derive_seed
 from envs.scenes.pretraining import SupervisedBatch
 from pdtr import checkpoint
@@ -26,7 +28,6 @@ from pdtr.pretraining_data import BatchSource
 from pdtr.pretraining_objective import flow_matching_loss, set_size, trained_modules
 from pdtr.pretraining_stages import StageConfig, learning_rate_scale
 
-LOG = "losses.jsonl"
 _EVALUATED_AT_ONCE = 64
 
 
@@ -37,28 +38,40 @@ class StageRun:
     Attributes:
         config: see :class:`StageConfig`.
         policy: with float32 weights where they are trained.
-        source: training batches of the cycle's tasks.
+        source: training batches of the cycle's tasks; this process's share of them.
         held_out: a fixed batch a task, for the losses in the log.
+        processes: those that share the stage. Each does as many cycles of a step; where weights are cut up over them,
+            it is the transformer's, if it is trained, and the rest is everywhere.
         step: optimiser steps done.
         seconds: spent on them, over all sittings.
 
     Raises:
-        ValueError: the policy lacks what the stage trains, or holds it in less than float32.
+        ValueError: the policy lacks what the stage trains, or holds it in less than float32; or Muon, which needs whole
+            matrices, is to train weights that are cut up.
     """
 
     config: StageConfig
     policy: FlowPolicy
     source: BatchSource
     held_out: Mapping[str, SupervisedBatch] = field(default_factory=dict)
+    processes: Processes = ALONE
     step: int = 0
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
         self.modules = trained_modules(self.policy, self.config.stage)
         self.image_size = self.policy.image_size
+        self.is_cut = self.processes.is_sharded and "transformer" in self.modules
+        if self.is_cut and self.config.muon_learning_rate:
+            raise ValueError(
+                "muon_learning_rate: expected 0 where weights are cut up over processes, as Muon needs whole matrices, "
+                f"got {self.config.muon_learning_rate}; train with sharding 'none'"
+            )
         self.policy.transformer.requires_grad_(False)
         for module in self.modules.values():
             module.requires_grad_(True)
+        if self.is_cut:
+            shard(self.policy.transformer)
         self.parameters = [parameter for module in self.modules.values() for parameter in module.parameters()]
         low = next((p.dtype for p in self.parameters if p.dtype != torch.float32), None)
         if low is not None:
@@ -74,7 +87,9 @@ class StageRun:
         config = self.config
         rates: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps}
         if not config.muon_learning_rate:
-            return [torch.optim.AdamW(self.parameters, weight_decay=config.weight_decay, **rates)]
+            # One kernel for many tensors cannot take whole and cut ones together.
+            foreach = False if self.is_cut else None
+            return [torch.optim.AdamW(self.parameters, weight_decay=config.weight_decay, foreach=foreach, **rates)]
         named = (item for module in self.modules.values() for item in module.named_parameters())
         return muon_and_adamw(named, config.muon_learning_rate, weight_decay=config.weight_decay, **rates)
 
@@ -83,7 +98,8 @@ class StageRun:
         while self.step < self.config.num_steps:
             started = time.monotonic()
             losses = self._accumulate()
-            nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+            self.processes.sum_gradients(self.parameters)
+            clip_gradients(self.parameters, self.config.max_grad_norm)
             step_all(self.optimizers, self._peaks, learning_rate_scale(self.config, self.step))
             self.step += 1
             self.seconds += time.monotonic() - started
@@ -91,22 +107,26 @@ class StageRun:
 
     def _accumulate(self) -> dict[str, float]:
         """Gradients of the mean loss over ``global_batch_size`` examples, drawn in whole cycles."""
-        wanted, seen = self.config.global_batch_size, 0
-        losses: dict[str, list[float]] = {task: [] for task in self.config.cycle}
-        draw = 0
+        cycle, count, wanted = self.config.cycle, self.processes.count, self.config.global_batch_size
+        losses: dict[str, list[float]] = {task: [] for task in cycle}
+        seen = turn = 0
         while seen < wanted:
-            for task in self.config.cycle:
+            for place, task in enumerate(cycle):
                 batch = self.source.next_batch(task)
-                loss = self._loss(self.config, task, batch, ("train", self.step, draw))
+                # Its number among all processes' batches, as one process would count them.
+                number = (turn * count + self.processes.rank) * len(cycle) + place
+                loss = self._loss(self.config, task, batch, ("train", self.step, number))
                 (loss * (len(batch.texts) / wanted)).backward()  # type: ignore[no-untyped-call]
                 losses[task].append(loss.item())
-                seen, draw = seen + len(batch.texts), draw + 1
+                seen += len(batch.texts) * count
+            turn += 1
         if seen != wanted:
+            among = f" of {count} processes" if count > 1 else ""
             raise ValueError(
-                f"global_batch_size: expected whole cycles of {self.config.cycle}, got {wanted} where the source's "
+                f"global_batch_size: expected whole cycles of {cycle}{among}, got {wanted} where the source's "
                 f"batches add up to {seen}; give the one or the other another size"
             )
-        return {task: float(np.mean(values)) for task, values in losses.items()}
+        return self.processes.mean(losses)
 
     def _loss(self, config: StageConfig, task: str, batch: SupervisedBatch, seed: tuple[int | str, ...]) -> Tensor:
         number = derive_seed(config.seed, config.stage, *seed)
@@ -128,96 +148,62 @@ class StageRun:
         return found
 
     def save(self) -> Path:
-        """Write everything that the run's continuation depends on."""
+        """Write everything that the run's continuation depends on, whole; by the first process."""
         tensors = {f"{name}.{k}": v for name, module in self.modules.items() for k, v in module.state_dict().items()}
         state, content = optimizers_state(self.optimizers)
+        places = self.processes.gather({"json": as_bytes(json.dumps(self.source.state_dict()).encode())}, True)
         content |= {
             "kind": "pretraining",
             "stage": self.config.stage,
             "step": self.step,
             "seconds": self.seconds,
-            "data": self.source.state_dict(),
+            "data": [json.loads(place["json"].numpy().tobytes()) for place in places],
         }
         path = self.config.output_dir / checkpoint.checkpoint_name(self.step)
-        checkpoint.save_state(path, tensors | state, content)
-        checkpoint.prune(self.config.output_dir, self.config.keep_checkpoints)
+        whole = gathered(tensors | state, self.processes.is_first)
+        if self.processes.is_first:
+            checkpoint.save_state(path, whole, content)
+            checkpoint.prune(self.config.output_dir, self.config.keep_checkpoints)
         return path
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint.
 
         Raises:
-            ValueError: it is another stage's, or of other optimisers.
+            ValueError: it is another stage's, or of other optimisers, or of another number of processes, which have
+                shared out the data otherwise.
         """
         tensors, meta = checkpoint.load_state(path)
         if meta.get("stage") != self.config.stage:
             raise ValueError(f"{path}: expected stage {self.config.stage}'s checkpoint, got {meta.get('stage')}'s")
+        places = meta["data"]
+        if not isinstance(places, list) or len(places) != self.processes.count:
+            raise ValueError(
+                f"{path}: expected the places in the data of {self.processes.count} processes, got those of "
+                f"{len(places) if isinstance(places, list) else 'an earlier version'}; go on with as many as before"
+            )
         for name, module in self.modules.items():
-            module.load_state_dict(_under(tensors, f"{name}."))
+            own = module.state_dict()
+            module.load_state_dict(
+                {key: cut_like(value, own.get(key, value)) for key, value in _under(tensors, f"{name}.").items()}
+            )
         restore_optimizers(self.optimizers, tensors, meta)
-        self.source.load_state_dict(meta["data"])
+        self.source.load_state_dict(places[self.processes.rank])
         self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
 
-
-def pretrain_stage(run: StageRun, resume: bool = False, report: Callable[[str], None] = print) -> Path:
-    """Run a stage to its end, checkpoint and log as it goes, and save the policy under ``output_dir / "policy"``.
-
-    Args:
-        run: the stage.
-        resume: go on from the last checkpoint in ``output_dir``, if there is one.
-        report: where lines of progress go.
-
-    Returns:
-        The folder of the policy.
-
-    Raises:
-        ValueError: the folder holds a run and ``resume`` is not asked for.
-    """
-    config, folder = run.config, run.config.output_dir
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
-    last = checkpoint.latest(folder)
-    if last is not None and not resume:
-        raise ValueError(f"{folder}: expected a new folder, got one with {last.name}; resume it, or choose another")
-    if last is not None:
-        run.restore(last)
-        report(f"resumed at step {run.step} from {last}")
-    folder.mkdir(parents=True, exist_ok=True)
-    _cut_log(folder / LOG, run.step)
-    for losses in run.steps():
-        is_last = run.step == config.num_steps
-        if run.step % config.evaluate_every == 0 or is_last:
-            report(_log(run, losses))
-        if run.step % config.checkpoint_every == 0 or is_last:
-            run.save()
-    # Batches may be of other sizes; the policy is saved at the one that it came with.
-    set_size(run.policy, run.image_size)
-    run.policy.save(folder / "policy")
-    return folder / "policy"
-
-
-def _log(run: StageRun, losses: Mapping[str, float]) -> str:
-    """Add a line to the log; -> the same to read."""
-    held_out = run.held_out_losses()
-    rate = run.optimizers[-1].param_groups[0]["lr"]
-    row: dict[str, Any] = {"step": run.step, "seconds": run.seconds, "learning_rate": rate}
-    row |= {"loss": dict(losses), "held_out": held_out}
-    with (run.config.output_dir / LOG).open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    each = run.seconds / run.step
-    said = "  ".join(f"{task} {value:.4f}" for task, value in losses.items())
-    told = "  ".join(f"{task} {value:.4f}" for task, value in held_out.items())
-    left = (run.config.num_steps - run.step) * each / 60
-    return (
-        f"stage {run.config.stage} step {run.step}  {said}  held-out {told}  {each:.2f} s a step, {left:.0f} min left"
-    )
-
-
-def _cut_log(path: Path, step: int) -> None:
-    """Leave out what a run logged after the checkpoint that it goes on from."""
-    if path.is_file():
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(f"{line}\n" for line in kept))
+    def save_policy(self, folder: Path) -> None:
+        """Write the policy, whole, at the image's size that it came with; by the first process."""
+        set_size(self.policy, self.image_size)
+        transformer: Any = self.policy.transformer
+        weights = gathered(transformer.state_dict(), self.processes.is_first) if self.is_cut else None
+        if not self.processes.is_first:
+            return
+        if weights is not None:
+            # A network that was cut up stays so; another one, on the CPU, takes its whole weights.
+            self.policy.transformer = type(transformer).from_config(transformer.config)
+            self.policy.transformer.load_state_dict(weights)
+        self.policy.save(folder)
+        self.policy.transformer = transformer
 
 
 def _parts(batch: SupervisedBatch) -> Iterator[SupervisedBatch]:

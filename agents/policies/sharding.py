@@ -74,6 +74,18 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
+    """As ``clip_grad_norm_``, of parameters of which some may be cut up and some not; collective. -> the norm."""
+    parts = [[p for p in parameters if is_cut(p) == kind] for kind in (False, True)]
+    if not all(parts):
+        return whole(nn.utils.clip_grad_norm_(parameters, max_norm))
+    gradients = [[p.grad for p in part if p.grad is not None] for part in parts]
+    norm = torch.stack([whole(nn.utils.get_total_norm(part)) for part in gradients]).square().sum().sqrt()
+    for part in parts:
+        nn.utils.clip_grads_with_norm_(part, max_norm, norm)
+    return norm
+
+
 def gathered(tensors: Mapping[str, Tensor], is_kept: bool) -> dict[str, Tensor]:
     """The whole of each tensor, one after the other; cut ones come to the CPU. Collective.
 

@@ -16,7 +16,8 @@ from envs.data.batches import BatchSettings
 from envs.data.buckets import ProgressiveResolution
 from envs.data.records import RecordSet
 from envs.data.stream import StreamBatches
-from pdtr.pretraining_run import StageRun, pretrain_stage
+from pdtr.pretraining_loop import pretrain_stage
+from pdtr.pretraining_run import StageRun
 from pdtr.pretraining_stages import PUBLISHED
 from tests.agents.tiny_metaquery import make_metaquery
 from tests.envs.record_files import png, write_rows

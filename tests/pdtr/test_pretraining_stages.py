@@ -21,8 +21,9 @@ from experiments.metaquery_phases import assemble
 from experiments.metaquery_scenes import MetaQueryScenesConfig
 from experiments.metaquery_vlm import new_vlm, vlm_shape
 from pdtr.pretraining_data import ScenesSource
+from pdtr.pretraining_loop import LOG, pretrain_stage
 from pdtr.pretraining_objective import flow_matching_loss
-from pdtr.pretraining_run import LOG, StageRun, pretrain_stage
+from pdtr.pretraining_run import StageRun
 from pdtr.pretraining_stages import PUBLISHED, Stage, StageConfig, learning_rate_scale
 
 SIZES = {"edit": 3, "t2i": 5}

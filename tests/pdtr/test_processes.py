@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import re
 import shlex
@@ -11,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +18,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.distributed.launcher import LaunchConfig, elastic_launch
 
 from agents.processes import Processes
 from experiments.benchmarks.world_size_runs import (
@@ -40,6 +37,7 @@ from pdtr.config import TrainConfig
 from pdtr.curriculum import SingleTask
 from pdtr.launch import run
 from pdtr.processes import ProcessLost, ProcessSettings, check_shares, launcher, losses_explained
+from tests.pdtr.launched import launch
 
 KINDS = [(algorithm, weights) for algorithm in ("flow_grpo", "diffusion_nft") for weights in ("full", "lora")]
 FULL, LORA = ("diffusion_nft", "full"), ("diffusion_nft", "lora")
@@ -50,32 +48,10 @@ DEADLINE = 180.0
 # A fixture does eight runs: more than the usual limit on a machine that is busy.
 pytestmark = pytest.mark.timeout(900)
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-# Forked where the imports are done already, see test_resume.py.
-_IMPORTS = ("agents.algorithms", "pdtr.trainer", "pdtr.launch", "agents.policies.scenes", "peft")
-multiprocessing.get_context("forkserver").set_forkserver_preload([*_IMPORTS, "torch.utils.tensorboard"])
 
 
 def do_jobs(jobs: Sequence[Job], num_processes: int) -> None:
-    """Runs by torchrun's own launcher, with its store and its watch over the processes."""
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=num_processes,
-        run_id=str(uuid.uuid4()),
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        start_method="forkserver",
-    )
-    # It leaves its handlers behind.
-    before = {
-        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-    }
-    try:
-        elastic_launch(config, main)([told(jobs)])
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    launch(main, told(jobs), num_processes)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

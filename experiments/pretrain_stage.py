@@ -1,0 +1,179 @@
+"""``pdtr pretrain stage-a|stage-b|stage-c``: one of UniPic 2.0's stages on a published model and files of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agents.policies.backbone_settings import BackboneSettings
+from envs.data.batches import BatchSettings
+from pdtr.pretraining_stages import PUBLISHED, Stage, StageConfig
+from pdtr.processes import ProcessSettings, num_processes
+
+if TYPE_CHECKING:
+    import torch
+
+    from agents.policies.base import FlowPolicy
+    from agents.processes import Processes
+    from envs.data.stream import StreamBatches
+    from envs.scenes.pretraining import SupervisedBatch
+
+STAGES: Mapping[str, Stage] = {"stage-a": "A", "stage-b": "B", "stage-c": "C"}
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """One stage of UniPic 2.0's pre-training (arXiv:2509.04548), with the published numbers, on files of pictures.
+
+    Stage A aligns a new connector with a frozen SD3.5, B makes SD3.5 an editor, C joins A's connector and B's
+    transformer and trains both.
+
+    Attributes:
+        model: what is trained, a policy's folder or one of the hub: SD3.5 in stage B, a MetaQuery policy in A and C.
+        generator: in A and C in place of a model, to put one together: a folder with transformer, VAE and scheduler,
+            SD3.5's or stage B's policy.
+        lmm: with a generator: Qwen2.5-VL's folder.
+        connector: with a generator: the folder "conditioner" of stage A's policy; a new one when left out.
+        t2i: files or globs with texts and pictures (jsonl, json, csv, tsv, parquet, tar).
+        edit: files or globs with instructions and pictures before and after.
+        held_out_t2i: files whose first batch is measured, and never trained on.
+        held_out_edit: the same of edits.
+        image_root: folder that pictures' paths start from; each file's own when left out.
+        stage: what is trained, and how.
+        batches: how batches are made of the files.
+        backbone: how the model is loaded and run; its size is that of the policy which is saved.
+        processes: how several processes share the stage.
+    """
+
+    model: Path | None = None
+    generator: Path | None = None
+    lmm: Path | None = None
+    connector: Path | None = None
+    t2i: tuple[str, ...] = ()
+    edit: tuple[str, ...] = ()
+    held_out_t2i: tuple[str, ...] = ()
+    held_out_edit: tuple[str, ...] = ()
+    image_root: Path | None = None
+    stage: StageConfig = field(default_factory=lambda: PUBLISHED["B"])
+    batches: BatchSettings = field(default_factory=BatchSettings)
+    backbone: BackboneSettings = field(default_factory=lambda: BackboneSettings(float32_weights=True))
+    processes: ProcessSettings = field(default_factory=ProcessSettings)
+
+    def __post_init__(self) -> None:
+        parts = (self.generator, self.lmm)
+        if (self.model is None) == (None in parts) and (self.model is not None or any(parts)):
+            raise ValueError("expected either --model, or --generator and --lmm, got both or a half")
+        if self.stage.stage == "B" and any(parts):
+            raise ValueError("--generator and --lmm: expected a --model in stage B, which has no connector")
+        if self.connector is not None and self.generator is None:
+            raise ValueError("--connector: expected a --generator with it; a --model has its own")
+        if not self.backbone.float32_weights:
+            raise ValueError("--backbone.float32-weights: expected True, for small updates are lost in less")
+
+
+def check(options: StageOptions) -> None:
+    """What can be said before anything is read.
+
+    Raises:
+        ValueError: no model, no files for a task of the cycle, or batches that do not add up to a step.
+    """
+    config = options.stage
+    if options.model is None and options.generator is None:
+        raise ValueError("--model: expected a policy's folder to train, got none")
+    for task in config.cycle:
+        if not getattr(options, task):
+            raise ValueError(f"--{task}: expected files for stage {config.stage}'s cycle {config.cycle}, got none")
+    together = len(config.cycle) * num_processes()
+    sizes = options.batches.resolution.batch_sizes or (options.batches.batch_size,)
+    wrong = next((size for size in sizes if config.global_batch_size % (size * together)), None)
+    if wrong is not None:
+        step = wrong * together
+        near = max(1, round(config.global_batch_size / step)) * step
+        raise ValueError(
+            f"--stage.global-batch-size: expected a multiple of batch size x cycle x processes = {wrong} x "
+            f"{len(config.cycle)} x {num_processes()} = {step}, got {config.global_batch_size}; {near} would do"
+        )
+
+
+def run_stage(
+    options: StageOptions,
+    resume: bool,
+    report: Callable[[str], None],
+    on_step: Callable[[int, Mapping[str, float]], None],
+) -> Path:
+    """Load, train to the end, save; -> the policy's folder. Each of several processes calls it alike.
+
+    Raises:
+        ValueError: see :func:`check`; a file, a model or a checkpoint is not as it should be.
+        ProcessLost: another process has ended.
+    """
+    from pdtr.pretraining_loop import pretrain_stage
+    from pdtr.pretraining_run import StageRun
+    from pdtr.processes import losses_explained, start
+
+    check(options)
+    processes, device = start(options.processes)
+    with losses_explained(processes, options.processes):
+        # Files that are missing are said before billions of weights are read.
+        source, held_out = _source(options, processes), _held_out(options)
+        try:
+            policy = _policy(options, device, processes.is_sharded)
+            stage = StageRun(options.stage, policy, source, held_out, processes)
+            # What is cut up came to the device block by block; the rest follows.
+            policy.to(device)
+            folder = pretrain_stage(stage, resume, report, on_step)
+            if processes.is_first:
+                source.write_problems(options.stage.output_dir)
+            processes.wait()
+        finally:
+            source.close()
+    return folder
+
+
+def _source(options: StageOptions, processes: Processes) -> StreamBatches:
+    from envs.data.records import RecordSet
+    from envs.data.stream import StreamBatches
+
+    files = {"t2i": options.t2i, "edit": options.edit}
+    sets = {task: [RecordSet(files[task], image_root=options.image_root)] for task in set(options.stage.cycle)}
+    return StreamBatches(sets, options.batches, processes.rank, processes.count)
+
+
+def _held_out(options: StageOptions) -> dict[str, SupervisedBatch]:
+    """The first batch of each task's held-out files, in their own order."""
+    from dataclasses import replace
+
+    from envs.data.records import RecordSet
+    from envs.data.stream import StreamBatches
+
+    found = {}
+    settings = replace(options.batches, window=0, prefetch=0, num_workers=0)
+    for task, files in {"t2i": options.held_out_t2i, "edit": options.held_out_edit}.items():
+        if files and task in options.stage.cycle:
+            source = StreamBatches({task: [RecordSet(files, image_root=options.image_root)]}, settings)
+            found[task] = source.next_batch(task)
+            source.close()
+    return found
+
+
+def _policy(options: StageOptions, device: torch.device, is_sharded: bool) -> FlowPolicy:
+    """The policy that is trained; a new connector is the same in every process."""
+    import torch
+
+    from agents.policies.metaquery import MetaQueryPolicy
+    from agents.policies.metaquery_parts import MetaQueryPipeline
+    from pdtr.sampling import load_policy, policy_folder
+
+    policy: FlowPolicy
+    if options.generator is None or options.lmm is None:
+        policy = load_policy(policy_folder(options.model), options.backbone)
+    else:
+        torch.manual_seed(options.stage.seed)
+        generator = policy_folder(options.generator)
+        pipeline = MetaQueryPipeline.from_parts(generator, options.lmm, options.connector, settings=options.backbone)
+        policy = MetaQueryPolicy(pipeline, options.backbone)
+    if not is_sharded:
+        policy.to(device)
+    return policy

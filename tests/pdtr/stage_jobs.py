@@ -1,0 +1,71 @@
+"""Stages of pre-training as several processes run them; in a module of its own, for the processes import it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents.policies.metaquery import MetaQueryPolicy
+from agents.policies.scenes import ScenesPolicy, ScenesPolicyConfig
+from experiments.metaquery_phases import SETTINGS
+from pdtr.pretraining_data import ScenesSource
+from pdtr.pretraining_loop import pretrain_stage
+from pdtr.pretraining_run import StageRun
+from pdtr.pretraining_stages import PUBLISHED, Stage, StageConfig
+from pdtr.processes import ProcessSettings, Sharding, start
+
+SIZES = {"edit": 3, "t2i": 5}
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """One stage: where it goes, which, from what policy, how it is shared, and whether it goes on."""
+
+    folder: Path
+    stage: Stage
+    base: Path
+    sharding: Sharding = "none"
+    resume: bool = False
+
+    @property
+    def config(self) -> StageConfig:
+        """Four steps of two cycles."""
+        sizes = {"num_steps": 4, "global_batch_size": 16, "checkpoint_every": 1, "keep_checkpoints": 9}
+        rates = {"learning_rate": 1e-3, "warmup_share": 0.0}
+        return replace(PUBLISHED[self.stage], output_dir=self.folder, evaluate_every=2, **sizes, **rates)
+
+
+def make_base() -> ScenesPolicy:
+    """A tiny policy of the embedded world whose every weight is random."""
+    policy = ScenesPolicy(ScenesPolicyConfig(("a", "red"), latent_channels=8, width=32, num_layers=2, num_heads=1))
+    torch.manual_seed(0)
+    for parameter in policy.transformer.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return policy
+
+
+def run_job(job: StageJob) -> None:
+    """Run a stage in this process, or this process's part of it."""
+    processes, _ = start(ProcessSettings(job.sharding))
+    torch.set_num_threads(1)
+    policy = ScenesPolicy.load(job.base) if job.stage == "B" else MetaQueryPolicy.load(job.base, SETTINGS)
+    shares = ScenesSource(SIZES, seed=3, rank=processes.rank, world_size=processes.count)
+    fixed = ScenesSource({"edit": 6, "t2i": 6}, seed=9, split="held_out")
+    held_out = {task: fixed.next_batch(task) for task in SIZES}
+    run = StageRun(job.config, policy, shares, held_out, processes)
+    pretrain_stage(run, job.resume, report=lambda line: None)
+
+
+def told(jobs: Sequence[StageJob]) -> list[dict[str, Any]]:
+    """Jobs as JSON, which processes are told."""
+    return [{**asdict(job), "folder": str(job.folder), "base": str(job.base)} for job in jobs]
+
+
+def main(jobs: Sequence[dict[str, Any]]) -> None:
+    """What each process does."""
+    for job in jobs:
+        run_job(StageJob(**{**job, "folder": Path(job["folder"]), "base": Path(job["base"])}))
