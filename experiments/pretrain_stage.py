@@ -63,7 +63,7 @@ class StageOptions:
 
     def __post_init__(self) -> None:
         parts = (self.generator, self.lmm)
-        if (self.model is None) == (None in parts) and (self.model is not None or any(parts)):
+        if any(parts) and (self.model is not None or None in parts):
             raise ValueError("expected either --model, or --generator and --lmm, got both or a half")
         if self.stage.stage == "B" and any(parts):
             raise ValueError("--generator and --lmm: expected a --model in stage B, which has no connector")
@@ -137,7 +137,9 @@ def _source(options: StageOptions, processes: Processes) -> StreamBatches:
     from envs.data.stream import StreamBatches
 
     files = {"t2i": options.t2i, "edit": options.edit}
-    sets = {task: [RecordSet(files[task], image_root=options.image_root)] for task in set(options.stage.cycle)}
+    sets = {
+        task: [RecordSet(files[task], image_root=options.image_root)] for task in dict.fromkeys(options.stage.cycle)
+    }
     return StreamBatches(sets, options.batches, processes.rank, processes.count)
 
 

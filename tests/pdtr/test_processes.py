@@ -51,7 +51,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 def do_jobs(jobs: Sequence[Job], num_processes: int) -> None:
-    launch(main, told(jobs), num_processes)
+    launch(main, [told(jobs)], num_processes)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -255,7 +255,7 @@ def test_only_training_is_shared(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("pdtr: pretrain: expected one process, got 2;")
+    assert done.stderr.startswith("pdtr: pretrain scenes: expected one process, got 2;")
 
 
 def sizes(num_minibatches: int, **changes: Any) -> TrainConfig:

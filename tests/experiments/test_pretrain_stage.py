@@ -1,0 +1,103 @@
+"""``pdtr pretrain stage-a|stage-b|stage-c``: files and folders in, a policy out, by one process or two."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from agents.policies.loading import load_backbone
+from agents.policies.metaquery import MetaQueryPolicy
+from experiments.benchmarks.world_size_runs import environment
+from experiments.cli import main
+from tests.agents.tiny_metaquery import make_metaquery
+from tests.pdtr.test_pretraining_files import SETTINGS, write_records
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pdtr"]
+SMALL = [
+    *("--stage.num-steps", "2", "--stage.global-batch-size", "8", "--stage.evaluate-every", "1"),
+    *("--batches.batch-size", "2", "--batches.resolution.sizes", "64", "--batches.window", "4"),
+    *("--batches.num-workers", "0", "--backbone.height", "64", "--backbone.width", "64"),
+    *("--backbone.dtype", "float32"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SD3, a tiny Qwen2.5-VL, a MetaQuery policy of both, and records."""
+    root = tmp_path_factory.mktemp("stage")
+    make_metaquery(root, SETTINGS)
+    write_records(root)
+    return root
+
+
+def files(folder: Path, *tasks: str) -> list[str]:
+    flags = [(f"--{kind}{task}", f"{folder}/{task}.jsonl") for task in tasks for kind in ("", "held-out-")]
+    return [argument for flag in flags for argument in flag]
+
+
+@pytest.mark.timeout(300)
+def test_stage_a_and_then_c_by_two_processes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = folder / "a", folder / "c"
+    flags = ["--model", str(folder / "policy"), *files(folder, "t2i"), *SMALL, "--stage.output-dir", str(first)]
+    assert main(["pretrain", "stage-a", *flags]) == 0
+    said = capsys.readouterr()
+    assert f"policy: {first / 'policy'}" in said.out
+    rows = [json.loads(line) for line in (first / "losses.jsonl").read_text().splitlines()]
+    assert [(row["step"], set(row["loss"]), set(row["held_out"])) for row in rows] == [
+        (1, {"t2i"}, {"t2i"}),
+        (2, {"t2i"}, {"t2i"}),
+    ]
+    assert main(["pretrain", "stage-a", *flags]) == 2
+    assert "expected a new folder, got one with step-000002" in capsys.readouterr().err
+    assert main(["pretrain", "stage-a", "--resume", *flags]) == 0
+
+    parts = ["--generator", str(folder / "sd3"), "--lmm", str(folder / "qwen")]
+    parts += ["--connector", str(first / "policy" / "conditioner")]
+    command = [*TORCHRUN, "pretrain", "stage-c", *parts, *files(folder, "t2i", "edit"), *SMALL]
+    done = subprocess.run(
+        [*command, "--stage.output-dir", str(second), "--processes.sharding", "fsdp2"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"policy: {second / 'policy'}") == 1
+    aligned, joint = (load_backbone(run / "policy", SETTINGS) for run in (first, second))
+    assert isinstance(aligned, MetaQueryPolicy)
+    assert isinstance(joint, MetaQueryPolicy)
+    pairs = [(aligned.connector, joint.connector), (aligned.transformer, joint.transformer)]
+    for one, other in pairs:
+        assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert not any(p.isnan().any() for _, module in pairs for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "one of scenes, stage-a, stage-b, stage-c, got none"),
+        (["stage-d"], "one of scenes, stage-a, stage-b, stage-c, got stage-d; type: pdtr pretrain stage-"),
+        (["stage-b", "--t2i", "x", "--edit", "y"], "--model: expected a policy's folder to train, got none"),
+        (["stage-b", "--model", "m", "--t2i", "x"], "--edit: expected files for stage B's cycle"),
+        (["stage-b", "--generator", "g", "--lmm", "l"], "expected a --model in stage B, which has no connector"),
+        (["stage-c", "--model", "m", "--generator", "g"], "expected either --model, or --generator and --lmm"),
+        (["stage-c", "--lmm", "l"], "expected either --model, or --generator and --lmm"),
+        (["stage-c", "--model", "m", "--connector", "c"], "expected a --generator with it"),
+        (["stage-c", "--stage.stage", "B"], "expected C, which stage-c is, got B; type: pdtr pretrain stage-b"),
+        (
+            ["stage-b", "--model", "m", "--t2i", "x", "--edit", "y", "--batches.batch-size", "24"],
+            "a multiple of batch size x cycle x processes = 24 x 2 x 1 = 48, got 128; 144 would do",
+        ),
+        (["stage-b", "--model", "/nowhere", "--t2i", "y", "--edit", "/nowhere.jsonl"], "/nowhere.jsonl"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
