@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from agents.algorithms.base import Algorithm, Learning
+from agents.loss_scale import LossScale
 from agents.policies.base import FlowPolicy
 from agents.policies.sharding import clip_gradients
 from agents.policies.weights import PolicyWeights
@@ -64,6 +65,10 @@ class Learner:
     settings: LearnerSettings
     processes: Processes = ALONE
     num_updates: int = field(default=0, init=False)
+    loss_scale: LossScale = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.loss_scale = LossScale.of(self.policy.dtype)
 
     def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         """Learn from one iteration's rollouts, advantages included.
@@ -89,13 +94,15 @@ class Learner:
             if isinstance(chunk, Elsewhere):
                 continue
             for loss in self.algorithm.losses(learning, chunk):
-                (loss * (len(chunk) / num_samples)).backward()  # type: ignore[no-untyped-call]
+                self.loss_scale.scaled(loss * (len(chunk) / num_samples)).backward()  # type: ignore[no-untyped-call]
 
     def _step(self, metrics: dict[str, list[float]]) -> None:
         parameters = self.weights.parameters()
         self.processes.sum_gradients(parameters)
+        self.loss_scale.unscale(parameters)
         norm = float(clip_gradients(parameters, self.settings.max_grad_norm))
         is_finite = math.isfinite(norm)
+        self.loss_scale.update(is_finite)
         metrics.setdefault("skipped_updates", []).append(float(not is_finite))
         if is_finite:
             metrics.setdefault("grad_norm", []).append(norm)

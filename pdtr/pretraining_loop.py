@@ -68,15 +68,17 @@ def _log(run: StageRun, losses: Mapping[str, float], held_out: Mapping[str, floa
     """Add a line to the log; -> the same to read."""
     rate = run.optimizers[-1].param_groups[0]["lr"]
     row: dict[str, Any] = {"step": run.step, "seconds": run.seconds, "learning_rate": rate}
-    row |= {"loss": dict(losses), "held_out": dict(held_out)}
+    row |= {"loss": dict(losses), "held_out": dict(held_out), "skipped_updates": run.num_skipped}
     with (run.config.output_dir / LOG).open("a") as file:
         file.write(json.dumps(row) + "\n")
     each = run.seconds / run.step
     said = "  ".join(f"{task} {value:.4f}" for task, value in losses.items())
     told = "  ".join(f"{task} {value:.4f}" for task, value in held_out.items())
     left = (run.config.num_steps - run.step) * each / 60
+    skipped = f"  skipped {run.num_skipped}" if run.num_skipped else ""
     return (
-        f"stage {run.config.stage} step {run.step}  {said}  held-out {told}  {each:.2f} s a step, {left:.0f} min left"
+        f"stage {run.config.stage} step {run.step}  {said}  held-out {told}{skipped}  {each:.2f} s a step, "
+        f"{left:.0f} min left"
     )
 
 

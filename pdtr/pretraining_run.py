@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.loss_scale import LossScale
 from agents.policies.base import FlowPolicy
 from agents.policies.sharding import clip_gradients, cut_like, gathered, shard
 from agents.processes import ALONE, Processes, as_bytes
@@ -42,8 +43,9 @@ class StageRun:
         held_out: a fixed batch a task, for the losses in the log.
         processes: those that share the stage. Each does as many cycles of a step; where weights are cut up over them,
             it is the transformer's, if it is trained, and the rest is everywhere.
-        step: optimiser steps done.
+        step: optimiser steps done, those left out for a gradient that was not finite among them.
         seconds: spent on them, over all sittings.
+        num_skipped: how many were left out.
 
     Raises:
         ValueError: the policy lacks what the stage trains, or holds it in less than float32; or Muon, which needs whole
@@ -57,6 +59,7 @@ class StageRun:
     processes: Processes = ALONE
     step: int = 0
     seconds: float = 0.0
+    num_skipped: int = 0
 
     def __post_init__(self) -> None:
         self.modules = trained_modules(self.policy, self.config.stage)
@@ -79,6 +82,7 @@ class StageRun:
                 f"policy: expected float32 weights where they are trained, got {low}, in which small updates are lost; "
                 "load it with float32_weights"
             )
+        self.loss_scale = LossScale.of(self.policy.dtype)
         self.optimizers = self._make_optimizers()
         self._peaks = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
 
@@ -98,12 +102,23 @@ class StageRun:
         while self.step < self.config.num_steps:
             started = time.monotonic()
             losses = self._accumulate()
-            self.processes.sum_gradients(self.parameters)
-            clip_gradients(self.parameters, self.config.max_grad_norm)
-            step_all(self.optimizers, self._peaks, learning_rate_scale(self.config, self.step))
+            self._step()
             self.step += 1
             self.seconds += time.monotonic() - started
             yield losses
+
+    def _step(self) -> None:
+        """One optimiser step, left out where the gradient is not finite: it would be so for good."""
+        self.processes.sum_gradients(self.parameters)
+        self.loss_scale.unscale(self.parameters)
+        is_finite = bool(clip_gradients(self.parameters, self.config.max_grad_norm).isfinite())
+        self.loss_scale.update(is_finite)
+        if is_finite:
+            step_all(self.optimizers, self._peaks, learning_rate_scale(self.config, self.step))
+            return
+        self.num_skipped += 1
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def _accumulate(self) -> dict[str, float]:
         """Gradients of the mean loss over ``global_batch_size`` examples, drawn in whole cycles."""
@@ -116,7 +131,8 @@ class StageRun:
                 # Its number among all processes' batches, as one process would count them.
                 number = (turn * count + self.processes.rank) * len(cycle) + place
                 loss = self._loss(self.config, task, batch, ("train", self.step, number))
-                (loss * (len(batch.texts) / wanted)).backward()  # type: ignore[no-untyped-call]
+                scaled = self.loss_scale.scaled(loss * (len(batch.texts) / wanted))
+                scaled.backward()  # type: ignore[no-untyped-call]
                 losses[task].append(loss.item())
                 seen += len(batch.texts) * count
             turn += 1
@@ -157,6 +173,8 @@ class StageRun:
             "stage": self.config.stage,
             "step": self.step,
             "seconds": self.seconds,
+            "num_skipped": self.num_skipped,
+            "loss_scale": self.loss_scale.state_dict(),
             "data": [json.loads(place["json"].numpy().tobytes()) for place in places],
         }
         path = self.config.output_dir / checkpoint.checkpoint_name(self.step)
@@ -189,7 +207,8 @@ class StageRun:
             )
         restore_optimizers(self.optimizers, tensors, meta)
         self.source.load_state_dict(places[self.processes.rank])
-        self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
+        self.loss_scale.load_state_dict(meta["loss_scale"])
+        self.step, self.seconds, self.num_skipped = int(meta["step"]), float(meta["seconds"]), int(meta["num_skipped"])
 
     def save_policy(self, folder: Path) -> None:
         """Write the policy, whole, at the image's size that it came with; by the first process."""

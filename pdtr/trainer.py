@@ -232,6 +232,7 @@ class Trainer:
             "iteration": self.run.iteration,
             "seconds": self.run.seconds,
             "num_updates": self.learner.num_updates,
+            "loss_scale": self.learner.loss_scale.state_dict(),
             "stage_name": self.run.stage_name,
             "optimizer": optimizer_meta,
             "curriculum": self.curriculum.state_dict(),
@@ -252,6 +253,7 @@ class Trainer:
         self.curriculum.load_state_dict(state.meta["curriculum"])
         self.missing.load_state_dict(state.meta["missing"])
         self.learner.num_updates = int(state.meta["num_updates"])
+        self.learner.loss_scale.load_state_dict(state.meta["loss_scale"])
         moments = cut_optimizer_state(_part(state.tensors, "optimizer."), self.weights.parameters())
         checkpoint.restore_optimizer(self.learner.optimizer, moments, state.meta["optimizer"])
         meta = state.meta

@@ -15,10 +15,12 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 from PIL import Image
+from safetensors.torch import load_file
 
 from agents.algorithms.flow_grpo import FlowGRPO
 from agents.learner import LearnerSettings
 from agents.policies.backbone import BackboneSettings
+from agents.policies.backbone_settings import Precision
 from agents.policies.sd3 import SD3Policy
 from agents.policies.tiny.sd3 import make_tiny_sd3
 from agents.policies.weights import LoraSettings
@@ -93,6 +95,19 @@ def test_both_tasks_are_learnt_on_policy(run: Path) -> None:
     assert all(row["ratio_error"] == 0 and row["grad_norm"] > 0 and row["skipped_updates"] == 0 for row in rows)
     # A stage's reference is what the stage starts from: the base, then the first stage's adapters.
     assert [row["kl_loss"] for row in rows] == [0, 0]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_learns_with_a_ratio_of_one(dtype: Precision, base: Path, tmp_path: Path) -> None:
+    half = config(tmp_path / "run", base, backbone=replace(SETTINGS, dtype=dtype), curriculum=pdtr_curriculum(2, 2))
+    train(half, tasks())
+    rows = read_metrics(tmp_path / "run")
+    assert all(row["ratio_error"] == 0 for row in rows)
+    assert sum(row["skipped_updates"] for row in rows) < len(rows)
+    assert all(row["grad_norm"] > 0 for row in rows if not row["skipped_updates"])
+    adapters = load_file(tmp_path / "run" / "lora" / "pytorch_lora_weights.safetensors")
+    assert all(tensor.isfinite().all() for tensor in adapters.values())
+    assert any(tensor.any() for name, tensor in adapters.items() if "lora_B" in name)
 
 
 @pytest.mark.parametrize("task", ["edit", "t2i"])
