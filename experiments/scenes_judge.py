@@ -55,7 +55,7 @@ class ScenesJudgeConfig:
     vision_width: int = 64
     vision_layers: int = 3
     vision_steps: int = 800
-    num_steps: int = 7000
+    num_steps: int = 5400
     batch_size: int = 48
     rendered_share: float = 0.75
     learning_rate: float = 4e-3

@@ -18,7 +18,7 @@ def pdtr_scenes_judge() -> TrainConfig:
     from pdtr.curriculum import Staged, pdtr_curriculum
 
     config = scenes.pdtr_scenes()
-    # Three times as long as in pdtr_scenes: where a judge starts to be hacked is what is looked for.
+    # Half as long again as in pdtr_scenes: where a judge starts to be hacked is what is looked for.
     editing, _ = pdtr_curriculum(150, 1).as_stages()
     return replace(
         config,
