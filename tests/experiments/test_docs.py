@@ -38,6 +38,7 @@ from experiments.held_out import EvalOptions
 from experiments.judge_check import JudgeCheckOptions
 from experiments.judge_serve import JudgeServeOptions
 from experiments.metaquery_scenes import MetaQueryScenesConfig
+from experiments.pretrain_stage import STAGES, StageOptions
 from experiments.prompts import GenEvalPromptsOptions
 from experiments.recipes import find_recipe
 from experiments.reward import ServeOptions
@@ -45,6 +46,7 @@ from experiments.scenes_judge import ScenesJudgeConfig
 from pdtr.metrics import rollout_metrics
 from pdtr.panel import panel_metrics
 from pdtr.pretraining import PretrainConfig
+from pdtr.pretraining_stages import PUBLISHED
 from rewards.base import Prompt
 from rewards.edit_reward_training import TrainingConfig
 from rewards.geneval import GenEvalRule
@@ -69,7 +71,8 @@ def commands() -> list[str]:
     """Every ``pdtr ...`` that a page shows, in a block of shell or in the text."""
     found = []
     for page, text in PAGES.items():
-        lines = [line for kind, block in FENCE.findall(text) if kind == "sh" for line in block.splitlines()]
+        shell = [block.replace("\\\n", "") for kind, block in FENCE.findall(text) if kind == "sh"]
+        lines = [line for block in shell for line in block.splitlines()]
         found += [line for line in [*lines, *CODE.findall(PROSE[page])] if line.startswith("pdtr ")]
     return sorted(set(found))
 
@@ -157,8 +160,9 @@ def test_commands_parse(command: str) -> None:
     if name == "train":
         parse_run(find_recipe(arguments[0])(), usage, arguments[1:])
     elif name == "pretrain":
-        assert arguments[0] == "scenes"
-        parse_run(PretrainConfig(), usage, arguments[1:])
+        stage = STAGES.get(arguments[0])
+        assert stage or arguments[0] == "scenes"
+        parse_run(StageOptions(stage=PUBLISHED[stage]) if stage else PretrainConfig(), usage, arguments[1:])
     elif name == "recipes":
         assert arguments == []
     elif name in ("judge", "reward"):
