@@ -22,7 +22,7 @@ class LossScale:
 
     Attributes:
         value: the factor; 1 for other dtypes than float16, always.
-        num_finite: optimiser steps since it last changed.
+        num_finite: finite gradients in a row, since it last doubled.
     """
 
     value: float = 1.0
@@ -65,5 +65,7 @@ class LossScale:
         return {"value": self.value, "num_finite": self.num_finite}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Go on from :meth:`state_dict`, unless it is that of a run in another kind of dtype."""
+        if (float(state["value"]) != 1.0) != self.is_dynamic:
+            return
         self.value, self.num_finite = float(state["value"]), int(state["num_finite"])

@@ -1,9 +1,10 @@
 """Rendered edits, right and wrong in many ways, with all that the renderer knows: for a tiny model to learn reading.
 
-Nothing here is drawn by a policy. What stands in each cell of a grid over the picture is known before the edit, after
-it, and as the instruction would have it. The instructions are of both splits: a judge is an instrument, and the split
-is there to test the policy. A judge that never sees certain things removed learns that they are not, whatever the
-words say (LOG.md, 2026-11-28). The policy's own edits, which a judge is tested on, have pictures that it never saw.
+Nothing here is drawn by a policy. What stands in each cell of a grid over the picture is known before the edit and as
+the instruction would have it; after it the detector reads it, as it does a policy's edits. The instructions are of both
+splits: a judge is an instrument, and the split is there to test the policy. A judge that never sees certain things
+removed learns that they are not, whatever the words say (LOG.md, 2026-11-28). The policy's own edits, which a judge is
+tested on, have pictures that it never saw.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from envs.scenes.edit_reading import CONFIDENT
 from envs.scenes.edits import EditTask, sample_edit
 from envs.scenes.render import render
 from envs.scenes.rewards import edit_reward
-from envs.scenes.world import CANVAS, COLORS, RADIUS_RANGE, SHAPES, Scene, SceneObject, pick, place
+from envs.scenes.world import CANVAS, COLORS, RADIUS_RANGE, SHAPES, Scene, SceneObject, centroid_of, pick, place
 from rewards.base import Prompt
 from rewards.edit_reward_data import DIMENSIONS, ScoredEdit
 
@@ -45,7 +46,8 @@ class RenderedEdit:
         source: the picture before, uint8 [H, W, 3].
         image: the picture after.
         scores: by the ground truth, for each of ``DIMENSIONS``.
-        cells: [3, 2, G * G]: before, after, as asked; colour and shape, counted from 1, ``NOTHING`` or ``UNKNOWN``.
+        cells: [3, 2, G * G]: before, after (as the detector reads it), as asked; colour and shape, counted from 1,
+            ``NOTHING`` or ``UNKNOWN``.
     """
 
     instruction: str
@@ -101,7 +103,7 @@ def detected_cells(images: NDArray[np.uint8], grid: int) -> NDArray[np.int64]:
         for thing in reversed(found):  # The surest last: it has the cell.
             if thing.color is not None:
                 kind = _KIND_INDEX[thing.color, thing.label]
-                place = _cell((thing.box[0] + thing.box[2]) / 2, (thing.box[1] + thing.box[3]) / 2, grid)
+                place = _cell(*centroid_of(thing.label, thing.box), grid)
                 cells[row, :, place] = kind[0], kind[1] if thing.confidence > CONFIDENT else NOTHING
     return cells
 

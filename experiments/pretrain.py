@@ -32,7 +32,7 @@ def pretrain(arguments: Sequence[str]) -> None:
         )
         return
     if name not in kinds:
-        near = get_close_matches(name, kinds, 1, cutoff=0.0)[0]
+        near = get_close_matches(name, kinds, 1, cutoff=0.0)[0] if name else "scenes"
         raise ValueError(
             f"expected what to pre-train, one of {', '.join(kinds)}, got {name or 'none'}; type: pdtr pretrain {near}"
         )
@@ -64,7 +64,7 @@ def _pretrain_scenes(name: str, flags: Sequence[str]) -> Path:
 
 
 def _pretrain_stage(name: str, flags: Sequence[str]) -> Path:
-    from experiments.pretrain_stage import STAGES, StageOptions, run_stage
+    from experiments.pretrain_stage import STAGES, StageOptions, check, run_stage
     from pdtr.pretraining_stages import PUBLISHED
 
     letter = STAGES[name]
@@ -74,8 +74,8 @@ def _pretrain_stage(name: str, flags: Sequence[str]) -> Path:
             f"--stage.stage: expected {letter}, which {name} is, got {options.stage.stage}; "
             f"type: pdtr pretrain stage-{options.stage.stage.lower()}"
         )
-    with _bar() as bar:
-        bar.disable = not is_first()
+    check(options, resume)
+    with _bar(is_shown=is_first()) as bar:
         task = bar.add_task(f"stage {letter}", total=options.stage.num_steps, loss=float("nan"))
 
         def on_step(steps_done: int, losses: Mapping[str, float]) -> None:
@@ -84,7 +84,7 @@ def _pretrain_stage(name: str, flags: Sequence[str]) -> Path:
         return run_stage(options, resume, bar.console.print, on_step)
 
 
-def _bar() -> Progress:
+def _bar(is_shown: bool = True) -> Progress:
     """A bar with the time left and the loss; lines printed to its console scroll by above it."""
     from rich.progress import (
         BarColumn,
@@ -102,4 +102,5 @@ def _bar() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("loss {task.fields[loss]:.4f}"),
+        disable=not is_shown,
     )

@@ -38,7 +38,7 @@ class StageOptions:
         connector: with a generator: the folder "conditioner" of stage A's policy; a new one when left out.
         t2i: files or globs with texts and pictures (jsonl, json, csv, tsv, parquet, tar).
         edit: files or globs with instructions and pictures before and after.
-        held_out_t2i: files whose first batch is measured, and never trained on.
+        held_out_t2i: files that are not trained on, whose first batch is measured, at the first resolution.
         held_out_edit: the same of edits.
         image_root: folder that pictures' paths start from; each file's own when left out.
         stage: what is trained, and how.
@@ -64,7 +64,8 @@ class StageOptions:
     def __post_init__(self) -> None:
         parts = (self.generator, self.lmm)
         if any(parts) and (self.model is not None or None in parts):
-            raise ValueError("expected either --model, or --generator and --lmm, got both or a half")
+            given = [f"--{name}" for name in ("model", "generator", "lmm") if getattr(self, name) is not None]
+            raise ValueError(f"expected either --model, or --generator and --lmm, got {' and '.join(given)}")
         if self.stage.stage == "B" and any(parts):
             raise ValueError("--generator and --lmm: expected a --model in stage B, which has no connector")
         if self.connector is not None and self.generator is None:
@@ -73,18 +74,46 @@ class StageOptions:
             raise ValueError("--backbone.float32-weights: expected True, for small updates are lost in less")
 
 
-def check(options: StageOptions) -> None:
+def check(options: StageOptions, resume: bool) -> None:
     """What can be said before anything is read.
 
     Raises:
-        ValueError: no model, no files for a task of the cycle, or batches that do not add up to a step.
+        ValueError: no model, no files for a task of the cycle or files for another, batches that do not add up to a
+            step, or a folder that holds a run, or none where there should be one.
     """
     config = options.stage
+    _check_folder(config.output_dir, resume)
     if options.model is None and options.generator is None:
-        raise ValueError("--model: expected a policy's folder to train, got none")
-    for task in config.cycle:
-        if not getattr(options, task):
-            raise ValueError(f"--{task}: expected files for stage {config.stage}'s cycle {config.cycle}, got none")
+        parts = "" if config.stage == "B" else ", or --generator and --lmm to put one together"
+        raise ValueError(f"--model: expected a policy's folder to train{parts}, got none")
+    for task in ("t2i", "edit"):
+        files, held_out = getattr(options, task), getattr(options, f"held_out_{task}")
+        cycle = f"stage {config.stage}'s cycle ({', '.join(config.cycle)})"
+        if task in config.cycle and not files:
+            raise ValueError(f"--{task}: expected files for {cycle}, got none")
+        if task not in config.cycle and (files or held_out):
+            raise ValueError(f"--{task}: expected no files, for {cycle} has no such task, got {(files or held_out)[0]}")
+        if both := sorted(set(files) & set(held_out)):
+            raise ValueError(f"--held-out-{task}: expected files that are not trained on, got {both[0]} in both")
+    _check_sizes(options)
+
+
+def _check_folder(folder: Path, resume: bool) -> None:
+    from pdtr.checkpoint import latest
+
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: expected a folder, got a file; choose another --stage.output-dir")
+    last = latest(folder)
+    if last is not None and not resume:
+        raise ValueError(
+            f"{folder}: expected a new folder, got one with {last.name}; pass --resume, or another --stage.output-dir"
+        )
+    if last is None and resume:
+        raise ValueError(f"{folder}: expected a run to resume, found no checkpoint; leave --resume out to start it")
+
+
+def _check_sizes(options: StageOptions) -> None:
+    config = options.stage
     together = len(config.cycle) * num_processes()
     sizes = options.batches.resolution.batch_sizes or (options.batches.batch_size,)
     wrong = next((size for size in sizes if config.global_batch_size % (size * together)), None)
@@ -113,7 +142,7 @@ def run_stage(
     from pdtr.pretraining_run import StageRun
     from pdtr.processes import losses_explained, start
 
-    check(options)
+    check(options, resume)
     processes, device = start(options.processes)
     with losses_explained(processes, options.processes):
         # Files that are missing are said before billions of weights are read.
@@ -124,10 +153,10 @@ def run_stage(
             # What is cut up came to the device block by block; the rest follows.
             policy.to(device)
             folder = pretrain_stage(stage, resume, report, on_step)
-            if processes.is_first:
-                source.write_problems(options.stage.output_dir)
-            processes.wait()
         finally:
+            # Each process has read rows of its own.
+            problems = options.stage.output_dir / "problems"
+            source.write_problems(problems / str(processes.rank) if processes.count > 1 else problems)
             source.close()
     return folder
 

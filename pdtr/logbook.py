@@ -70,7 +70,7 @@ class Logbook:
         """
         stem = f"{int(row['iteration']):06d}-{row['task']}-{row['set']}"
         content = {"ids": list(ids), "skills": list(skills), **{key: np.asarray(v) for key, v in scores.items()}}
-        _replace(self.folder / EVALUATION_FOLDER / f"{stem}.json", (_dumps(content) + "\n").encode())
+        _replace(self.folder / EVALUATION_FOLDER / f"{stem}.json", (json_line(content) + "\n").encode())
         if len(images):
             _write_strip(self.folder / EVALUATION_FOLDER / f"{stem}.png", images)
         full = {**row, "num_images": len(images), "file": f"{EVALUATION_FOLDER}/{stem}.json"}
@@ -93,7 +93,7 @@ class Logbook:
             sources: their source images, uint8 [n, H, W, 3], where the task has any.
         """
         folder = self.folder / EVALUATION_FOLDER
-        _replace(folder / f"prompts-{task}.json", (_dumps(list(texts)) + "\n").encode())
+        _replace(folder / f"prompts-{task}.json", (json_line(list(texts)) + "\n").encode())
         if sources is not None and len(sources):
             _write_strip(folder / f"sources-{task}.png", sources)
 
@@ -189,13 +189,14 @@ def _plain(value: Any) -> Any:
     return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
-def _dumps(value: Any) -> str:
+def json_line(value: Any) -> str:
+    """A value as one line of JSON; what is not finite is null."""
     return json.dumps(_plain(value), allow_nan=False, ensure_ascii=False)
 
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:
     with path.open("ab", buffering=0) as file:
-        file.write((_dumps(row) + "\n").encode())
+        file.write((json_line(row) + "\n").encode())
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -206,7 +207,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 def _replace_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     if rows or path.exists():
-        _replace(path, "".join(_dumps(row) + "\n" for row in rows).encode())
+        _replace(path, "".join(json_line(row) + "\n" for row in rows).encode())
 
 
 def _write_strip(path: Path, images: NDArray[np.uint8]) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from pdtr import checkpoint
+from pdtr.logbook import json_line
 from pdtr.pretraining_run import StageRun
+from pdtr.pretraining_state import restore_stage, save_policy, save_stage
 
 LOG = "losses.jsonl"
 
@@ -44,7 +46,7 @@ def pretrain_stage(
             f"{folder}: expected a new folder, got one with {Path(last).name}; resume it, or choose another"
         )
     if last:
-        run.restore(Path(last))
+        restore_stage(run, Path(last))
     if processes.is_first:
         if last:
             report(f"resumed at step {run.step} from {last}")
@@ -59,8 +61,8 @@ def pretrain_stage(
             if processes.is_first:
                 report(_log(run, losses, held_out))
         if run.step % config.checkpoint_every == 0 or is_last:
-            run.save()
-    run.save_policy(folder / "policy")
+            save_stage(run)
+    save_policy(run, folder / "policy")
     return folder / "policy"
 
 
@@ -70,7 +72,7 @@ def _log(run: StageRun, losses: Mapping[str, float], held_out: Mapping[str, floa
     row: dict[str, Any] = {"step": run.step, "seconds": run.seconds, "learning_rate": rate}
     row |= {"loss": dict(losses), "held_out": dict(held_out), "skipped_updates": run.num_skipped}
     with (run.config.output_dir / LOG).open("a") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(json_line(row) + "\n")
     each = run.seconds / run.step
     said = "  ".join(f"{task} {value:.4f}" for task, value in losses.items())
     told = "  ".join(f"{task} {value:.4f}" for task, value in held_out.items())

@@ -6,11 +6,9 @@ run that was stopped goes on to the same bits as one that was not. Several proce
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,17 +17,18 @@ from torch import Tensor
 
 from agents.loss_scale import LossScale
 from agents.policies.base import FlowPolicy
-from agents.policies.sharding import clip_gradients, cut_like, gathered, shard
-from agents.processes import ALONE, Processes, as_bytes
+from agents.policies.sharding import clip_gradients, shard
+from agents.processes import ALONE, Processes
 from agents.samplers import derive_seed
 from envs.scenes.pretraining import SupervisedBatch
-from pdtr import checkpoint
-from pdtr.optimizers import muon_and_adamw, optimizers_state, restore_optimizers, step_all
+from pdtr.optimizers import muon_and_adamw, step_all
 from pdtr.pretraining_data import BatchSource
-from pdtr.pretraining_objective import flow_matching_loss, set_size, trained_modules
+from pdtr.pretraining_objective import flow_matching_loss, trained_modules
 from pdtr.pretraining_stages import StageConfig, learning_rate_scale
 
 _EVALUATED_AT_ONCE = 64
+# Steps left out in a row after which nothing is to be hoped for: loss scaling finds its factor in fifteen.
+_MOST_SKIPPED = 100
 
 
 @dataclass
@@ -84,6 +83,7 @@ class StageRun:
             )
         self.loss_scale = LossScale.of(self.policy.dtype)
         self.optimizers = self._make_optimizers()
+        self._skipped_in_a_row = 0
         self._peaks = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
 
     def _make_optimizers(self) -> list[torch.optim.Optimizer]:
@@ -91,11 +91,14 @@ class StageRun:
         config = self.config
         rates: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps}
         if not config.muon_learning_rate:
-            # One kernel for many tensors cannot take whole and cut ones together.
-            foreach = False if self.is_cut else None
-            return [torch.optim.AdamW(self.parameters, weight_decay=config.weight_decay, foreach=foreach, **rates)]
+            return [torch.optim.AdamW(self.parameters, weight_decay=config.weight_decay, foreach=self.foreach, **rates)]
         named = (item for module in self.modules.values() for item in module.named_parameters())
         return muon_and_adamw(named, config.muon_learning_rate, weight_decay=config.weight_decay, **rates)
+
+    @property
+    def foreach(self) -> bool | None:
+        """One kernel for many tensors cannot take whole and cut ones together."""
+        return False if self.is_cut and len(self.modules) > 1 else None
 
     def steps(self) -> Iterator[dict[str, float]]:
         """Optimise to the end; yields each step's mean loss by task."""
@@ -108,17 +111,23 @@ class StageRun:
             yield losses
 
     def _step(self) -> None:
-        """One optimiser step, left out where the gradient is not finite: it would be so for good."""
+        """One optimiser step, left out where the gradient is not finite: the weights would be NaN from then on."""
         self.processes.sum_gradients(self.parameters)
         self.loss_scale.unscale(self.parameters)
         is_finite = bool(clip_gradients(self.parameters, self.config.max_grad_norm).isfinite())
         self.loss_scale.update(is_finite)
         if is_finite:
+            self._skipped_in_a_row = 0
             step_all(self.optimizers, self._peaks, learning_rate_scale(self.config, self.step))
             return
-        self.num_skipped += 1
+        self.num_skipped, self._skipped_in_a_row = self.num_skipped + 1, self._skipped_in_a_row + 1
         for parameter in self.parameters:
             parameter.grad = None
+        if self._skipped_in_a_row == _MOST_SKIPPED:
+            raise ValueError(
+                f"step {self.step}: expected finite gradients, got {_MOST_SKIPPED} in a row that were not; train in "
+                "bfloat16 or float32, or at a lower learning_rate from the last checkpoint"
+            )
 
     def _accumulate(self) -> dict[str, float]:
         """Gradients of the mean loss over ``global_batch_size`` examples, drawn in whole cycles."""
@@ -163,74 +172,9 @@ class StageRun:
             found[task] = float(np.average([loss.item() for loss in losses], weights=sizes))
         return found
 
-    def save(self) -> Path:
-        """Write everything that the run's continuation depends on, whole; by the first process."""
-        tensors = {f"{name}.{k}": v for name, module in self.modules.items() for k, v in module.state_dict().items()}
-        state, content = optimizers_state(self.optimizers)
-        places = self.processes.gather({"json": as_bytes(json.dumps(self.source.state_dict()).encode())}, True)
-        content |= {
-            "kind": "pretraining",
-            "stage": self.config.stage,
-            "step": self.step,
-            "seconds": self.seconds,
-            "num_skipped": self.num_skipped,
-            "loss_scale": self.loss_scale.state_dict(),
-            "data": [json.loads(place["json"].numpy().tobytes()) for place in places],
-        }
-        path = self.config.output_dir / checkpoint.checkpoint_name(self.step)
-        whole = gathered(tensors | state, self.processes.is_first)
-        if self.processes.is_first:
-            checkpoint.save_state(path, whole, content)
-            checkpoint.prune(self.config.output_dir, self.config.keep_checkpoints)
-        return path
-
-    def restore(self, path: Path) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            ValueError: it is another stage's, or of other optimisers, or of another number of processes, which have
-                shared out the data otherwise.
-        """
-        tensors, meta = checkpoint.load_state(path)
-        if meta.get("stage") != self.config.stage:
-            raise ValueError(f"{path}: expected stage {self.config.stage}'s checkpoint, got {meta.get('stage')}'s")
-        places = meta["data"]
-        if not isinstance(places, list) or len(places) != self.processes.count:
-            raise ValueError(
-                f"{path}: expected the places in the data of {self.processes.count} processes, got those of "
-                f"{len(places) if isinstance(places, list) else 'an earlier version'}; go on with as many as before"
-            )
-        for name, module in self.modules.items():
-            own = module.state_dict()
-            module.load_state_dict(
-                {key: cut_like(value, own.get(key, value)) for key, value in _under(tensors, f"{name}.").items()}
-            )
-        restore_optimizers(self.optimizers, tensors, meta)
-        self.source.load_state_dict(places[self.processes.rank])
-        self.loss_scale.load_state_dict(meta["loss_scale"])
-        self.step, self.seconds, self.num_skipped = int(meta["step"]), float(meta["seconds"]), int(meta["num_skipped"])
-
-    def save_policy(self, folder: Path) -> None:
-        """Write the policy, whole, at the image's size that it came with; by the first process."""
-        set_size(self.policy, self.image_size)
-        transformer: Any = self.policy.transformer
-        weights = gathered(transformer.state_dict(), self.processes.is_first) if self.is_cut else None
-        if not self.processes.is_first:
-            return
-        if weights is not None:
-            # A network that was cut up stays so; another one, on the CPU, takes its whole weights.
-            self.policy.transformer = type(transformer).from_config(transformer.config)
-            self.policy.transformer.load_state_dict(weights)
-        self.policy.save(folder)
-        self.policy.transformer = transformer
-
 
 def _parts(batch: SupervisedBatch) -> Iterator[SupervisedBatch]:
     for start in range(0, len(batch.texts), _EVALUATED_AT_ONCE):
         part = slice(start, start + _EVALUATED_AT_ONCE)
         sources = None if batch.sources is None else batch.sources[part]
         yield SupervisedBatch(batch.texts[part], batch.targets[part], sources)
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -7,22 +7,24 @@
 | C | connector and transformer; both tasks | A's connector, B's transformer | 200,000 steps of 128, rate 4e-5 |
 
 The language model and the text encoders are frozen throughout. The objective is flow matching,
-``|v(x_sigma, sigma, c) - (noise - x_0)|^2``. The loss is in ``pdtr.pretraining_objective``, the loop in
-``pdtr.pretraining_run``.
+``|v(x_sigma, sigma, c) - (noise - x_0)|^2``. The loss is in ``pdtr.pretraining_objective``, the steps
+are in ``pdtr.pretraining_run``, the loop is in ``pdtr.pretraining_loop``.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Stage = Literal["A", "B", "C"]
 SigmaLaw = Literal["uniform", "logit_normal"]
 # The first rate of the warm-up, as a share of the peak: OpenUni's and DeepGen's trainers have it so.
 _FIRST_RATE = 1e-5
+_FREE = ("output_dir", "checkpoint_every", "keep_checkpoints", "evaluate_every", "num_threads")
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,11 @@ class StageConfig:
             raise ValueError(f"cycle: expected 't2i' and 'edit' in turn, got {self.cycle}")
         if self.stage == "A" and "edit" in self.cycle:
             raise ValueError("cycle: expected only 't2i' in stage A, whose transformer has never seen a reference")
+
+    def settings(self) -> dict[str, Any]:
+        """What comes of a run depends on these, as JSON; the others may be changed when it goes on."""
+        everything = json.loads(json.dumps(asdict(self), default=str))
+        return {name: value for name, value in everything.items() if name not in _FREE}
 
 
 PUBLISHED: Mapping[Stage, StageConfig] = {

@@ -253,7 +253,9 @@ class Trainer:
         self.curriculum.load_state_dict(state.meta["curriculum"])
         self.missing.load_state_dict(state.meta["missing"])
         self.learner.num_updates = int(state.meta["num_updates"])
-        self.learner.loss_scale.load_state_dict(state.meta["loss_scale"])
+        # Checkpoints of earlier versions have none, and had nothing scaled.
+        if "loss_scale" in state.meta:
+            self.learner.loss_scale.load_state_dict(state.meta["loss_scale"])
         moments = cut_optimizer_state(_part(state.tensors, "optimizer."), self.weights.parameters())
         checkpoint.restore_optimizer(self.learner.optimizer, moments, state.meta["optimizer"])
         meta = state.meta

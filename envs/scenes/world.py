@@ -80,6 +80,12 @@ def box_of(shape: str, x: float, y: float, radius: float) -> Box:
     return x - half_width * radius, y - up * radius, x + half_width * radius, y + down * radius
 
 
+def centroid_of(shape: str, box: Box) -> tuple[float, float]:
+    """The opposite of :func:`box_of`: (x, y) of a shape with this box. A triangle's is below the middle of its box."""
+    _, up, down = HALF_EXTENTS[shape]
+    return (box[0] + box[2]) / 2, box[1] + (box[3] - box[1]) * up / (up + down)
+
+
 def overlaps(box: Box, others: Sequence[Box], gap: float = GAP) -> bool:
     """Whether ``box``, grown by ``gap`` pixels, meets any of ``others``."""
     x0, y0, x1, y1 = box

@@ -29,8 +29,13 @@ def test_it_halves_at_once_and_doubles_after_two_thousand() -> None:
     for _ in range(40):
         scale.update(False)
     assert scale.value == 2
-    again = LossScale()
+    again = LossScale.of(torch.float16)
     again.load_state_dict(scale.state_dict())
+    assert again == scale
+    other = LossScale.of(torch.bfloat16)
+    other.load_state_dict(scale.state_dict())
+    assert other == LossScale(1.0, 0)
+    again.load_state_dict(other.state_dict())
     assert again == scale
 
 

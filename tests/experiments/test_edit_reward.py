@@ -10,7 +10,7 @@ from envs.scenes.edit_reading import CONFIDENT
 from envs.scenes.edits import sample_edit, split_operations
 from envs.scenes.render import render
 from envs.scenes.rewards import edit_reward
-from envs.scenes.world import SceneObject
+from envs.scenes.world import COLORS, SHAPES, SceneObject, place_all
 from experiments.benchmarks.edit_reward import Figure, format_figures
 from experiments.cli import main
 from experiments.edit_reward_check import check_reward_on, format_found
@@ -95,6 +95,15 @@ def test_the_detector_reads_the_same_cells_and_is_as_unsure_as_the_ground_truth(
         assert (row[1] != NOTHING).sum() == sum(d.confidence > CONFIDENT for d in detections)
     assert (found[1, 1] != NOTHING).sum() < 2
     assert detected_cells(np.empty((0, 48, 48, 3), np.uint8), 4).shape == (0, 2, 16)
+
+
+def test_the_detector_has_every_shape_in_the_cell_of_its_scene() -> None:
+    rng = np.random.default_rng(2)
+    scenes = [place_all(rng, [(str(rng.choice(list(COLORS))), shape)]) for shape in SHAPES for _ in range(60)]
+    found = detected_cells(render(scenes), 4)
+    same = [np.array_equal(cells, scene_cells(scene, 4)) for cells, scene in zip(found, scenes, strict=True)]
+    # One at the border of two cells may be read in the other.
+    assert np.mean(same) > 0.98
 
 
 def test_cells_of_a_drawn_edit_leave_open_what_was_asked() -> None:

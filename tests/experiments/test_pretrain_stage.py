@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from agents.policies.loading import load_backbone
 from agents.policies.metaquery import MetaQueryPolicy
+from agents.policies.tiny.sd3 import make_tiny_sd3
 from experiments.benchmarks.world_size_runs import environment
 from experiments.cli import main
 from tests.agents.tiny_metaquery import make_metaquery
@@ -32,11 +34,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("stage")
     make_metaquery(root, SETTINGS)
     write_records(root)
+    for task in ("t2i", "edit"):
+        shutil.copy(root / f"{task}.jsonl", root / f"held-out-{task}.jsonl")
     return root
 
 
 def files(folder: Path, *tasks: str) -> list[str]:
-    flags = [(f"--{kind}{task}", f"{folder}/{task}.jsonl") for task in tasks for kind in ("", "held-out-")]
+    flags = [(f"--{kind}{task}", f"{folder}/{kind}{task}.jsonl") for task in tasks for kind in ("", "held-out-")]
     return [argument for flag in flags for argument in flag]
 
 
@@ -53,8 +57,9 @@ def test_stage_a_and_then_c_by_two_processes(folder: Path, capsys: pytest.Captur
         (2, {"t2i"}, {"t2i"}),
     ]
     assert main(["pretrain", "stage-a", *flags]) == 2
-    assert "expected a new folder, got one with step-000002" in capsys.readouterr().err
+    assert "expected a new folder, got one with step-000002; pass --resume" in capsys.readouterr().err
     assert main(["pretrain", "stage-a", "--resume", *flags]) == 0
+    assert (first / "problems" / "t2i_problems.jsonl").is_file()
 
     parts = ["--generator", str(folder / "sd3"), "--lmm", str(folder / "qwen")]
     parts += ["--connector", str(first / "policy" / "conditioner")]
@@ -77,6 +82,18 @@ def test_stage_a_and_then_c_by_two_processes(folder: Path, capsys: pytest.Captur
     assert not any(p.isnan().any() for _, module in pairs for p in module.parameters())
 
 
+def test_stage_b_teaches_sd3_and_keeps_its_folder(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_tiny_sd3(tmp_path / "sd3")
+    flags = ["--model", str(model), *files(folder, "t2i", "edit"), *SMALL, "--stage.output-dir", str(tmp_path / "b")]
+    assert main(["pretrain", "stage-b", *flags]) == 0, capsys.readouterr().err
+    policies = [load_backbone(path, SETTINGS) for path in (model, tmp_path / "b" / "policy")]
+    states = [policy.transformer.state_dict() for policy in policies]
+    assert states[0].keys() == states[1].keys()
+    assert any(not torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -86,7 +103,15 @@ def test_stage_a_and_then_c_by_two_processes(folder: Path, capsys: pytest.Captur
         (["stage-b", "--model", "m", "--t2i", "x"], "--edit: expected files for stage B's cycle"),
         (["stage-b", "--generator", "g", "--lmm", "l"], "expected a --model in stage B, which has no connector"),
         (["stage-c", "--model", "m", "--generator", "g"], "expected either --model, or --generator and --lmm"),
-        (["stage-c", "--lmm", "l"], "expected either --model, or --generator and --lmm"),
+        (["stage-c", "--lmm", "l"], "expected either --model, or --generator and --lmm, got --lmm"),
+        (["stage-a", "--t2i", "x"], "--model: expected a policy's folder to train, or --generator and --lmm"),
+        (["stage-a", "--model", "m", "--t2i", "x", "--held-out-edit", "y"], "--edit: expected no files, for stage A"),
+        (
+            ["stage-a", "--model", "m", "--t2i", "x", "--held-out-t2i", "x"],
+            "--held-out-t2i: expected files that are not trained on, got x in both",
+        ),
+        (["stage-a", "--resume", "--model", "m", "--t2i", "x"], "expected a run to resume, found no checkpoint"),
+        (["stage-a", "--stage.output-dir", __file__], "expected a folder, got a file"),
         (["stage-c", "--model", "m", "--connector", "c"], "expected a --generator with it"),
         (["stage-c", "--stage.stage", "B"], "expected C, which stage-c is, got B; type: pdtr pretrain stage-b"),
         (

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from agents.policies.metaquery import MetaQueryPolicy
 from agents.policies.scenes import ScenesPolicy, ScenesPolicyConfig
+from agents.policies.sharding import clip_gradients, whole
 from experiments.metaquery_phases import SETTINGS
 from pdtr.pretraining_data import ScenesSource
 from pdtr.pretraining_loop import pretrain_stage
@@ -69,3 +73,16 @@ def main(jobs: Sequence[dict[str, Any]]) -> None:
     """What each process does."""
     for job in jobs:
         run_job(StageJob(**{**job, "folder": Path(job["folder"]), "base": Path(job["base"])}))
+
+
+def clip_job(file: str) -> None:
+    """Clip two gradients of norm above 0.5, one whole and one cut up over the processes, and save them."""
+    processes, _ = start(ProcessSettings("fsdp2"))
+    mesh = init_device_mesh("cpu", (processes.count,))
+    values = {"whole": (torch.zeros(3), 2.0), "cut": (distribute_tensor(torch.zeros(4, 2), mesh, [Shard(0)]), 3.0)}
+    parameters = {name: torch.nn.Parameter(tensor) for name, (tensor, _) in values.items()}
+    for name, parameter in parameters.items():
+        parameter.grad = torch.full_like(parameter, values[name][1])
+    norm = clip_gradients(list(parameters.values()), 0.5)
+    gradients = {name: whole(parameter.grad) for name, parameter in parameters.items() if parameter.grad is not None}
+    save_file({"norm": norm, **gradients}, f"{file}-{processes.rank}.safetensors")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from agents.policies.backbone_settings import BackboneSettings
 from agents.policies.metaquery import MetaQueryPolicy
-from agents.policies.scenes import ScenesPolicy
+from agents.policies.scenes import ScenesPolicy, ScenesPolicyConfig
 from envs.scenes.pretraining import SupervisedBatch
 from experiments.metaquery_phases import assemble
 from experiments.metaquery_scenes import MetaQueryScenesConfig
 from experiments.metaquery_vlm import new_vlm, vlm_shape
 from pdtr.pretraining_data import ScenesSource
 from pdtr.pretraining_loop import LOG, pretrain_stage
-from pdtr.pretraining_objective import flow_matching_loss
+from pdtr.pretraining_objective import flow_matching_loss, trained_modules
 from pdtr.pretraining_run import StageRun
 from pdtr.pretraining_stages import PUBLISHED, Stage, StageConfig, learning_rate_scale
+from pdtr.pretraining_state import restore_stage, save_stage
+from tests.agents.tiny_metaquery import make_metaquery
 
 SIZES = {"edit": 3, "t2i": 5}
 Make = Callable[[], MetaQueryPolicy]
@@ -54,8 +57,6 @@ def load(folder: Path) -> MetaQueryPolicy:
 
 
 def make_base() -> ScenesPolicy:
-    from agents.policies.scenes import ScenesPolicyConfig
-
     policy = ScenesPolicy(ScenesPolicyConfig(("a", "red"), latent_channels=8, width=32, num_layers=2, num_heads=1))
     torch.manual_seed(0)
     for parameter in policy.transformer.parameters():
@@ -63,10 +64,26 @@ def make_base() -> ScenesPolicy:
     return policy
 
 
+class Same:
+    """The same batches again and again."""
+
+    def __init__(self, batches: dict[str, SupervisedBatch]) -> None:
+        self.batches = batches
+
+    def next_batch(self, task: str) -> SupervisedBatch:
+        return self.batches[task]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        pass
+
+
 def small(stage: Stage, output_dir: Path, **changes: Any) -> StageConfig:
     examples = 5 if stage == "A" else 8
-    sizes = {"num_steps": 4, "global_batch_size": examples, "checkpoint_every": 2, "evaluate_every": 2}
-    return replace(PUBLISHED[stage], output_dir=output_dir, learning_rate=1e-3, **{**sizes, **changes})
+    sizes: dict[str, Any] = {"num_steps": 4, "global_batch_size": examples, "checkpoint_every": 2, "evaluate_every": 2}
+    return replace(PUBLISHED[stage], output_dir=output_dir, **{"learning_rate": 1e-3, **sizes, **changes})
 
 
 def held_out() -> dict[str, SupervisedBatch]:
@@ -192,6 +209,57 @@ def test_a_resumed_stage_equals_the_one_that_was_never_stopped(
     assert logs[0] == logs[1]
 
 
+def test_a_gradient_that_is_not_finite_is_left_out_and_remembered(made: Path, tmp_path: Path) -> None:
+    run = StageRun(small("C", tmp_path), load(made), ScenesSource(SIZES), held_out())
+    before = {name: state(module) for name, module in run.modules.items()}
+    run.parameters[0].grad = torch.full_like(run.parameters[0], torch.inf)
+    run._step()
+    assert run.num_skipped == 1
+    assert all(same(before[name], state(module)) for name, module in run.modules.items())
+    assert all(parameter.grad is None for parameter in run.parameters)
+    path = save_stage(run)
+    again = StageRun(small("C", tmp_path), load(made), ScenesSource(SIZES), held_out())
+    restore_stage(again, path)
+    assert again.num_skipped == 1
+    # The hundredth in a row is the last.
+    run._skipped_in_a_row = 99
+    run.parameters[0].grad = torch.full_like(run.parameters[0], torch.nan)
+    with pytest.raises(ValueError, match="got 100 in a row that were not; train in bfloat16"):
+        run._step()
+
+
+def test_a_stage_in_float16_learns_under_a_scaled_loss(tmp_path: Path) -> None:
+    settings = BackboneSettings(height=64, width=64, dtype="float16", float32_weights=True)
+    folder = make_metaquery(tmp_path, settings)
+    policy = MetaQueryPolicy.load(folder, settings)
+    before = {name: state(module) for name, module in trained_modules(policy, "C").items()}
+    pictures = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8)
+    batches = {
+        "edit": SupervisedBatch(("make the square blue",) * 3, pictures[:3], pictures[5:]),
+        "t2i": SupervisedBatch(("a red circle",) * 5, pictures[:5], None),
+    }
+    run = StageRun(small("C", tmp_path / "run"), policy, Same(batches))
+    pretrain_stage(run, report=lambda line: None)
+    assert run.loss_scale.value > 1
+    assert run.num_skipped < run.config.num_steps
+    for name, module in run.modules.items():
+        assert not same(before[name], state(module))
+        assert all(parameter.isfinite().all() for parameter in module.parameters())
+
+
+def test_another_setting_or_another_model_is_refused(made: Path, tmp_path: Path) -> None:
+    run = StageRun(small("C", tmp_path), load(made), ScenesSource(SIZES))
+    path = save_stage(run)
+    other = StageRun(small("C", tmp_path, learning_rate=2e-3), load(made), ScenesSource(SIZES))
+    with pytest.raises(ValueError, match=r"got learning_rate = 0.002 where the run has 0.001"):
+        restore_stage(other, path)
+    restore_stage(StageRun(small("C", tmp_path, evaluate_every=1), load(made), ScenesSource(SIZES)), path)
+    saved = save_stage(StageRun(small("B", tmp_path / "b"), make_base(), ScenesSource(SIZES)))
+    wider = ScenesPolicy(ScenesPolicyConfig(("a", "red"), latent_channels=8, width=64, num_layers=2, num_heads=2))
+    with pytest.raises(ValueError, match="expected the weights of this policy's transformer, got others"):
+        restore_stage(StageRun(small("B", tmp_path / "b"), wider, ScenesSource(SIZES)), saved)
+
+
 def test_a_folder_with_a_run_or_with_another_stages_is_refused(made: Path, tmp_path: Path) -> None:
     run = StageRun(small("C", tmp_path, num_steps=2), load(made), ScenesSource(SIZES))
     pretrain_stage(run, report=lambda line: None)
@@ -200,8 +268,8 @@ def test_a_folder_with_a_run_or_with_another_stages_is_refused(made: Path, tmp_p
     other = StageRun(small("A", tmp_path), load(made), ScenesSource(SIZES))
     with pytest.raises(ValueError, match="expected stage A's checkpoint, got C's"):
         pretrain_stage(other, resume=True, report=lambda line: None)
-    other = StageRun(small("C", tmp_path, muon_learning_rate=1e-3), load(made), ScenesSource(SIZES))
-    with pytest.raises(ValueError, match="expected the state of 2 optimisers, got that of 1; go on with the muon"):
+    other = StageRun(small("C", tmp_path, num_steps=2, muon_learning_rate=1e-3), load(made), ScenesSource(SIZES))
+    with pytest.raises(ValueError, match=r"got muon_learning_rate = 0.001 where the run has 0.0"):
         pretrain_stage(other, resume=True, report=lambda line: None)
 
 

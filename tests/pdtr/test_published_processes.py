@@ -1,4 +1,4 @@
-"""Published models cut up over two processes (FSDP2): the adapters of one process, for every family of transformers."""
+"""Published models cut up over two processes (FSDP2) train the adapters of one: three families of transformers."""
 
 from __future__ import annotations
 
