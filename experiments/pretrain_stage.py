@@ -132,17 +132,16 @@ def run_stage(
     report: Callable[[str], None],
     on_step: Callable[[int, Mapping[str, float]], None],
 ) -> Path:
-    """Load, train to the end, save; -> the policy's folder. Each of several processes calls it alike.
+    """Load, train to the end, save; -> the policy's folder. All processes call it alike, after :func:`check`.
 
     Raises:
-        ValueError: see :func:`check`; a file, a model or a checkpoint is not as it should be.
+        ValueError: a file, a model or a checkpoint is not as it should be.
         ProcessLost: another process has ended.
     """
     from pdtr.pretraining_loop import pretrain_stage
     from pdtr.pretraining_run import StageRun
     from pdtr.processes import losses_explained, start
 
-    check(options, resume)
     processes, device = start(options.processes)
     with losses_explained(processes, options.processes):
         # Files that are missing are said before billions of weights are read.

@@ -15,7 +15,10 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from agents.policies.metaquery import MetaQueryPolicy
 from agents.policies.scenes import ScenesPolicy, ScenesPolicyConfig
 from agents.policies.sharding import clip_gradients, whole
-from experiments.metaquery_phases import SETTINGS
+from envs.scenes.pretraining import SupervisedBatch
+from experiments.metaquery_phases import SETTINGS, assemble
+from experiments.metaquery_scenes import MetaQueryScenesConfig
+from experiments.metaquery_vlm import new_vlm, vlm_shape
 from pdtr.pretraining_data import ScenesSource
 from pdtr.pretraining_loop import pretrain_stage
 from pdtr.pretraining_run import StageRun
@@ -52,15 +55,26 @@ def make_base() -> ScenesPolicy:
     return policy
 
 
+def save_metaquery(base: Path, folder: Path) -> None:
+    """A tiny MetaQuery policy of the embedded world on a base, its language model random."""
+    config = MetaQueryScenesConfig(base=base, width=32, num_layers=2, num_queries=4, connector_layers=1)
+    lmm, tokenizer, pictures = new_vlm(vlm_shape(32, 2, seed=0))
+    assemble(config, lmm, tokenizer, pictures).save(folder)
+
+
+def held_out() -> dict[str, SupervisedBatch]:
+    """A fixed batch a task."""
+    source = ScenesSource({"edit": 6, "t2i": 6}, seed=9, split="held_out")
+    return {task: source.next_batch(task) for task in SIZES}
+
+
 def run_job(job: StageJob) -> None:
     """Run a stage in this process, or this process's part of it."""
     processes, _ = start(ProcessSettings(job.sharding))
     torch.set_num_threads(1)
     policy = ScenesPolicy.load(job.base) if job.stage == "B" else MetaQueryPolicy.load(job.base, SETTINGS)
     shares = ScenesSource(SIZES, seed=3, rank=processes.rank, world_size=processes.count)
-    fixed = ScenesSource({"edit": 6, "t2i": 6}, seed=9, split="held_out")
-    held_out = {task: fixed.next_batch(task) for task in SIZES}
-    run = StageRun(job.config, policy, shares, held_out, processes)
+    run = StageRun(job.config, policy, shares, held_out(), processes)
     pretrain_stage(run, job.resume, report=lambda line: None)
 
 

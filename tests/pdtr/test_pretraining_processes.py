@@ -15,15 +15,13 @@ from torch import Tensor
 from agents.policies.metaquery import MetaQueryPolicy
 from agents.policies.scenes import ScenesPolicy
 from agents.processes import Processes
-from experiments.metaquery_phases import SETTINGS, assemble
-from experiments.metaquery_scenes import MetaQueryScenesConfig
-from experiments.metaquery_vlm import new_vlm, vlm_shape
+from experiments.metaquery_phases import SETTINGS
 from pdtr.pretraining_data import ScenesSource
 from pdtr.pretraining_loop import LOG
 from pdtr.pretraining_objective import trained_modules
 from pdtr.pretraining_run import StageRun
 from tests.pdtr.launched import launch
-from tests.pdtr.stage_jobs import SIZES, StageJob, clip_job, main, make_base, run_job, told
+from tests.pdtr.stage_jobs import SIZES, StageJob, clip_job, main, make_base, run_job, save_metaquery, told
 
 # Of all weights together after four steps; of each weight and of each of Adam's moments after the first.
 RELATIVE, FIRST_WEIGHT, FIRST_MOMENT = 1e-5, 1e-5, 1e-3
@@ -36,9 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base of the embedded world and a MetaQuery policy on it."""
     root = tmp_path_factory.mktemp("stages")
     make_base().save(root / "B")
-    config = MetaQueryScenesConfig(base=root / "B", width=32, num_layers=2, num_queries=4, connector_layers=1)
-    lmm, tokenizer, pictures = new_vlm(vlm_shape(32, 2, seed=0))
-    assemble(config, lmm, tokenizer, pictures).save(root / "C")
+    save_metaquery(root / "B", root / "C")
     return root
 
 

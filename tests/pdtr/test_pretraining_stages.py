@@ -18,9 +18,6 @@ from agents.policies.backbone_settings import BackboneSettings
 from agents.policies.metaquery import MetaQueryPolicy
 from agents.policies.scenes import ScenesPolicy, ScenesPolicyConfig
 from envs.scenes.pretraining import SupervisedBatch
-from experiments.metaquery_phases import assemble
-from experiments.metaquery_scenes import MetaQueryScenesConfig
-from experiments.metaquery_vlm import new_vlm, vlm_shape
 from pdtr.pretraining_data import ScenesSource
 from pdtr.pretraining_loop import LOG, pretrain_stage
 from pdtr.pretraining_objective import flow_matching_loss, trained_modules
@@ -28,8 +25,8 @@ from pdtr.pretraining_run import StageRun
 from pdtr.pretraining_stages import PUBLISHED, Stage, StageConfig, learning_rate_scale
 from pdtr.pretraining_state import restore_stage, save_stage
 from tests.agents.tiny_metaquery import make_metaquery
+from tests.pdtr.stage_jobs import SIZES, held_out, make_base, save_metaquery
 
-SIZES = {"edit": 3, "t2i": 5}
 Make = Callable[[], MetaQueryPolicy]
 
 
@@ -37,11 +34,8 @@ Make = Callable[[], MetaQueryPolicy]
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny MetaQuery policy of the embedded world in a folder, its language model random."""
     root = tmp_path_factory.mktemp("made")
-    base = make_base()
-    base.save(root / "base")
-    config = MetaQueryScenesConfig(base=root / "base", width=32, num_layers=2, num_queries=4, connector_layers=1)
-    lmm, tokenizer, pictures = new_vlm(vlm_shape(32, 2, seed=0))
-    assemble(config, lmm, tokenizer, pictures).save(root / "policy")
+    make_base().save(root / "base")
+    save_metaquery(root / "base", root / "policy")
     return root / "policy"
 
 
@@ -54,14 +48,6 @@ def load(folder: Path) -> MetaQueryPolicy:
     from experiments.metaquery_phases import SETTINGS
 
     return MetaQueryPolicy.load(folder, SETTINGS)
-
-
-def make_base() -> ScenesPolicy:
-    policy = ScenesPolicy(ScenesPolicyConfig(("a", "red"), latent_channels=8, width=32, num_layers=2, num_heads=1))
-    torch.manual_seed(0)
-    for parameter in policy.transformer.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return policy
 
 
 class Same:
@@ -84,11 +70,6 @@ def small(stage: Stage, output_dir: Path, **changes: Any) -> StageConfig:
     examples = 5 if stage == "A" else 8
     sizes: dict[str, Any] = {"num_steps": 4, "global_batch_size": examples, "checkpoint_every": 2, "evaluate_every": 2}
     return replace(PUBLISHED[stage], output_dir=output_dir, **{"learning_rate": 1e-3, **sizes, **changes})
-
-
-def held_out() -> dict[str, SupervisedBatch]:
-    source = ScenesSource({"edit": 6, "t2i": 6}, seed=9, split="held_out")
-    return {task: source.next_batch(task) for task in SIZES}
 
 
 def state(module: torch.nn.Module) -> dict[str, Tensor]:
