@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +31,10 @@ SETTINGS = "data.json"
 class EditDataConfig:
     """Draw edits with a policy, score them with the ground truth, and write them as parquet files.
 
-    Every prompt is drawn once with each quality. Train prompts are of the world's training split; those of validation
-    (calibration) and test (what is reported) are held out.
+    Every prompt is drawn once with each quality. Prompts of validation (calibration) and test (what is reported) are of
+    the world's held-out split, and so is a share of the training prompts, with other scenes: a reward is an instrument,
+    and the split is there to test the policy. A reward that never sees certain things removed learns that they are not
+    (LOG.md, 2026-11-28).
 
     Attributes:
         output_dir: folder of the files; shards that are there already are not drawn again.
@@ -43,6 +46,7 @@ class EditDataConfig:
         guidance_scales: guidance of each quality.
         seed: of prompts and noise.
         prompts_a_shard: prompts of a file.
+        held_out_share: of the training prompts, the share that asks for what the policy's training never asks for.
     """
 
     output_dir: Path = Path("runs/edit_reward/data")
@@ -54,6 +58,7 @@ class EditDataConfig:
     guidance_scales: tuple[float, ...] = (2.5, 1.0, 1.0, 1.0)
     seed: int = 0
     prompts_a_shard: int = 128
+    held_out_share: float = 0.2
 
     def __post_init__(self) -> None:
         if len(self.num_inference_steps) != len(self.guidance_scales) or not self.guidance_scales:
@@ -64,6 +69,8 @@ class EditDataConfig:
         for name in ("num_train", "num_validation", "num_test", "prompts_a_shard"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        if not 0 <= self.held_out_share <= 1:
+            raise ValueError(f"held_out_share: expected a share from 0 to 1, got {self.held_out_share}")
 
 
 def make_data(config: EditDataConfig, say: Callable[[str], None] = print) -> Path:
@@ -94,11 +101,15 @@ def make_data(config: EditDataConfig, say: Callable[[str], None] = print) -> Pat
 
 
 def split_prompts(config: EditDataConfig, split: str) -> list[Prompt]:
-    """The prompts of a split; validation and test are consecutive parts of one held-out set."""
+    """The prompts of a split; validation and test are consecutive parts of one held-out set, training's of another."""
     from envs.scenes.suite import edit_prompts
 
     if split == TRAIN:
-        return edit_prompts("train", config.num_train, config.seed)
+        # Spread evenly, so that every file has its share.
+        before = [int(index * config.held_out_share + 1e-9) for index in range(config.num_train + 1)]
+        usual = iter(edit_prompts("train", config.num_train - before[-1], config.seed))
+        others = iter(edit_prompts("held_out", before[-1], config.seed + 1))
+        return [next(others if after > at else usual) for at, after in pairwise(before)]
     held_out = edit_prompts("held_out", config.num_validation + config.num_test, config.seed)
     return held_out[: config.num_validation] if split == VALIDATION else held_out[config.num_validation :]
 

@@ -2,7 +2,9 @@
 
 Type ``python -m experiments.benchmarks.judge_throughput --url http://127.0.0.1:8000/v1``, with a judge served there.
 The bare generator holds as many connections, sends bodies that are ready and only reads the answers to their ends; the
-judge encodes the images, makes the bodies, counts, checks and reads. The figures go to ``judge_throughput.csv``.
+judge encodes the images, makes the bodies, counts, checks and reads. No image is sent twice: a server that has seen one
+before answers from its caches, in a fraction of the time that a new one takes. The figures go to
+``judge_throughput.csv``.
 """
 
 from __future__ import annotations
@@ -10,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +62,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Requests:
-    """What is asked, for both: images uint8 [B, H, W, 3] with their prompts, and the same as bodies of calls."""
+    """What is asked: images uint8 [B, H, W, 3] with their prompts, and the same as bodies of calls."""
 
     images: Images
     prompts: tuple[Prompt, ...]
@@ -81,19 +84,13 @@ def measure(options: Options) -> Iterator[Measurement]:
     from rewards.judges.client import JudgeClient
     from rewards.judges.judge import VLMJudge
     from rewards.judges.settings import ClientSettings
-    from rewards.scoring import score
 
     machine = describe_machine()
     for concurrency in options.concurrency:
         settings = ClientSettings(max_in_flight=concurrency, batch_seconds=_SECONDS)
         with JudgeClient(options.url, settings) as client:
             judge = VLMJudge(client, options.model or _served(client), options.template)
-            asked = make_requests(judge, options.num_calls)
-            calls = {
-                "judge": lambda judge=judge, asked=asked: score(judge, asked.images, asked.prompts),
-                "bare": lambda asked=asked, n=concurrency: asyncio.run(load(options.url, asked.bodies, n)),
-            }
-            seconds = interleaved(calls, options.repeats)
+            seconds = interleaved(_calls(judge, options, concurrency), options.repeats)
             failures = client.statistics().failures
         if failures:
             raise ValueError(f"{options.url}: expected an answer to every call, got {dict(failures)}")
@@ -104,12 +101,28 @@ def measure(options: Options) -> Iterator[Measurement]:
             yield Measurement(name, case, *median_interval(value), options.repeats, unit, machine)
 
 
-def make_requests(judge: VLMJudge, num_calls: int) -> Requests:
-    """Noise to be judged as edits of noise: every image another one, so that no cache of images answers."""
+def _calls(judge: VLMJudge, options: Options, concurrency: int) -> dict[str, Callable[[], object]]:
+    """Both sides' calls; each takes the next of the requests that are made here, before any is timed."""
+    from rewards.scoring import score
+
+    # Without a seed: a second run would send a server images that it knows.
+    rng = np.random.default_rng()
+    mine, bare = (
+        iter([make_requests(judge, options.num_calls, rng) for _ in range(options.repeats + 1)]) for _ in range(2)
+    )
+
+    def ask_judge() -> None:
+        asked = next(mine)
+        score(judge, asked.images, asked.prompts)
+
+    return {"judge": ask_judge, "bare": lambda: asyncio.run(load(options.url, next(bare).bodies, concurrency))}
+
+
+def make_requests(judge: VLMJudge, num_calls: int, rng: np.random.Generator) -> Requests:
+    """Noise to be judged as edits of noise."""
     from rewards.base import Prompt
     from rewards.judges.messages import content_parts, data_url, request_body
 
-    rng = np.random.default_rng(0)
     images, sources = (rng.integers(0, 256, (num_calls, _SIDE, _SIDE, 3), np.uint8) for _ in range(2))
     prompts = tuple(Prompt(f"Make number {i} brighter.", (source,)) for i, source in enumerate(sources))
     bodies = []
@@ -127,17 +140,18 @@ async def load(url: str, bodies: Sequence[bytes], concurrency: int) -> None:
     Raises:
         ValueError: an answer that is none.
     """
-    import httpx
+    import aiohttp
 
     waiting = iter(bodies)
-    limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
-    async with httpx.AsyncClient(timeout=_SECONDS, limits=limits, trust_env=False) as http:
+    connector, timeout = aiohttp.TCPConnector(limit=concurrency), aiohttp.ClientTimeout(total=_SECONDS)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=_JSON) as http:
 
         async def send() -> None:
             for body in waiting:
-                answer = await http.post(f"{url.rstrip('/')}/chat/completions", content=body, headers=_JSON)
-                if answer.status_code != httpx.codes.OK:
-                    raise ValueError(f"{url}: expected an answer, got status {answer.status_code}: {answer.text[:200]}")
+                async with http.post(f"{url.rstrip('/')}/chat/completions", data=body) as answer:
+                    said = await answer.read()
+                if answer.status != HTTPStatus.OK:
+                    raise ValueError(f"{url}: expected an answer, got status {answer.status}: {said[:200]!r}")
 
         await asyncio.gather(*(send() for _ in range(concurrency)))
 

@@ -31,12 +31,12 @@ class JudgeClient:
 
     Raises:
         ValueError: a base URL is none.
-        ModuleNotFoundError: httpx, of the extra ``judge``, is not installed.
+        ModuleNotFoundError: aiohttp, of the extra ``judge``, is not installed.
     """
 
     def __init__(self, base_urls: str | Sequence[str], settings: ClientSettings | None = None) -> None:
-        if importlib.util.find_spec("httpx") is None:
-            raise ModuleNotFoundError("a judge needs httpx: pip install 'pdtr[judge]'")
+        if importlib.util.find_spec("aiohttp") is None:
+            raise ModuleNotFoundError("a judge needs aiohttp: pip install 'pdtr[judge]'")
         self.settings = settings or ClientSettings()
         self._servers = [Server(url) for url in checked_urls(base_urls)]
         settings = self.settings

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AbstractAsyncContextManager
+import io
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rewards.judges.faults import Fault, check_status, parse_object, retry_after_seconds
 
 if TYPE_CHECKING:
-    import httpx
+    import aiohttp
 
 _KEEP_SECONDS = 60.0
 """How long an idle connection is kept; a server may close it before, which is noticed when it is next used."""
@@ -34,7 +34,7 @@ class Transport:
         self._max_bytes = max_bytes
         self._api_key = api_key
         self._use_environment_proxies = use_environment_proxies
-        self._http: httpx.AsyncClient | None = None
+        self._http: aiohttp.ClientSession | None = None
 
     async def post(self, base_url: str, path: str, content: bytes) -> dict[str, Any]:
         """POST JSON and return the object that comes back.
@@ -52,53 +52,57 @@ class Transport:
     async def close(self) -> None:
         """Close the connections."""
         if self._http is not None:
-            await self._http.aclose()
+            await self._http.close()
 
     async def _exchange(self, method: str, url: str, content: bytes | None) -> dict[str, Any]:
-        import httpx
+        import aiohttp
 
         # The first call loads certificates for a while, which is not the server's time.
         http = self._connected()
+        # As a stream: of bytes alone, a long body would be sent in one piece.
+        data = None if content is None else io.BytesIO(content)
         try:
-            # httpx bounds the time between two reads; a server that trickles would never run into that.
-            async with asyncio.timeout(self._seconds):
-                status, headers, body = await self._read(http.stream(method, url, content=content), url)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            # One bound for everything; a server that trickles would never run into one on the time between two reads.
+            async with (
+                asyncio.timeout(self._seconds),
+                http.request(method, url, data=data, allow_redirects=False) as response,
+            ):
+                body = await self._read(response, url)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise Fault("connection", f"cannot connect to {url}: {_said(error)}", is_unreachable=True) from error
-        except (TimeoutError, httpx.TimeoutException) as error:
+        except TimeoutError as error:
             raise Fault("timeout", f"no whole answer from {url} within {self._seconds:g} s") from error
-        except httpx.DecodingError as error:
-            raise Fault("garbage", f"cannot decode the answer of {url}: {_said(error)}") from error
-        except httpx.TransportError as error:
+        except aiohttp.ClientError as error:
+            if isinstance(error.__cause__, aiohttp.http_exceptions.ContentEncodingError):
+                raise Fault("garbage", f"cannot decode the answer of {url}: {_said(error)}") from error
             raise Fault("connection", f"the connection to {url} broke: {_said(error)}") from error
-        wait = retry_after_seconds(headers.get("Retry-After"), datetime.now(UTC))
-        check_status(status, wait, body, url)
+        wait = retry_after_seconds(response.headers.get("Retry-After"), datetime.now(UTC))
+        check_status(response.status, wait, body, url)
         return parse_object(body, url)
 
-    async def _read(
-        self, exchange: AbstractAsyncContextManager[httpx.Response], url: str
-    ) -> tuple[int, httpx.Headers, bytes]:
+    async def _read(self, response: aiohttp.ClientResponse, url: str) -> bytes:
         body = bytearray()
-        async with exchange as response:
-            async for piece in response.aiter_bytes():
-                body += piece
-                if len(body) > self._max_bytes:
-                    raise Fault("too_large", f"the answer of {url} has more than {self._max_bytes} bytes")
-        return response.status_code, response.headers, bytes(body)
+        async for piece in response.content.iter_any():
+            body += piece
+            if len(body) > self._max_bytes:
+                raise Fault("too_large", f"the answer of {url} has more than {self._max_bytes} bytes")
+        return bytes(body)
 
-    def _connected(self) -> httpx.AsyncClient:
-        import httpx
+    def _connected(self) -> aiohttp.ClientSession:
+        import aiohttp
 
         if self._http is None:
             headers = {"Content-Type": "application/json", "Accept": "application/json"}
             if self._api_key:
                 headers["Authorization"] = f"Bearer {self._api_key}"
-            self._http = httpx.AsyncClient(
+            connect_seconds = min(_CONNECT_SECONDS, _CONNECT_SHARE * self._seconds)
+            self._http = aiohttp.ClientSession(
                 headers=headers,
                 # Whoever calls bounds how many there are; a bound here as well could only make a call wait twice.
-                limits=httpx.Limits(keepalive_expiry=_KEEP_SECONDS),
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_SECONDS),
                 # The whole exchange has a bound of its own; a call waits for its turn, not for a connection.
-                timeout=httpx.Timeout(None, connect=min(_CONNECT_SECONDS, _CONNECT_SHARE * self._seconds)),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds),
+                cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=self._use_environment_proxies,
             )
         return self._http

@@ -16,7 +16,10 @@ MAY_IMPORT = {
 OURS = {*MAY_IMPORT, "tests"}
 HEAVY = {"torch", "diffusers", "transformers", "gymnasium", "matplotlib", "accelerate"}
 STARTS_FAST = ("pdtr/__init__.py", "experiments/cli.py")
-EXTRAS = {"httpx", "starlette", "uvicorn", "trl", "datasets", "pyarrow", "open_clip", "rapidocr", "onnxruntime", "vllm"}
+EXTRAS = {
+    *("aiohttp", "httpx", "starlette", "uvicorn", "trl", "datasets", "pyarrow"),
+    *("open_clip", "rapidocr", "onnxruntime", "vllm"),
+}
 NEVER = {"torchvision"}
 
 

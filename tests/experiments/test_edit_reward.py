@@ -1,5 +1,6 @@
 """``pdtr edit-reward``: its data, the pictures it learns to read from, its commands and its benchmark."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> EditDataConfig:
         num_inference_steps=(2, 3),
         guidance_scales=(1.0, 1.0),
         prompts_a_shard=3,
+        held_out_share=0.4,
     )
     make_data(config, lambda _: None)
     return config
@@ -64,6 +66,15 @@ def test_splits_share_no_prompt(made: EditDataConfig) -> None:
     assert [len(ids) for ids in names.values()] == [5, 2, 2]
     assert len(set.union(*names.values())) == 9
     assert all("held_out" in name for split in ("validation", "test") for name in names[split])
+
+
+def test_a_share_of_the_training_prompts_is_of_the_held_out_split(made: EditDataConfig) -> None:
+    assert ["held_out" in prompt.id for prompt in split_prompts(made, "train")] == [False, False, True, False, True]
+    for share, count in ((0.0, 0), (0.2, 1), (1.0, 5)):
+        prompts = split_prompts(replace(made, held_out_share=share), "train")
+        assert sum("held_out" in prompt.id for prompt in prompts) == count
+    with pytest.raises(ValueError, match=r"held_out_share: expected a share from 0 to 1, got 1\.5"):
+        replace(made, held_out_share=1.5)
 
 
 def test_data_are_resumed_and_not_mixed(made: EditDataConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,16 @@ from experiments.benchmarks.timing import Measurement
 from tests.rewards.judges.fake_server import FakeServer, Reply, Request, as_json, says
 
 CALLS, REPEATS = 5, 2
+PICTURE = re.compile("data:image/png;base64,[^']+")
 
 
 def answer(request: Request) -> Reply:
     return as_json({"data": [{"id": "judge"}]}) if request.path == "/v1/models" else says({"4": 0.9, "5": 0.1})
 
 
-def test_both_send_the_same_bodies_at_every_concurrency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_send_the_same_bodies_but_for_the_noise_at_every_concurrency(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with FakeServer(answer) as server:
         arguments = ["--url", server.url, "--concurrency", "1", "3", "--num-calls", str(CALLS)]
         arguments += ["--repeats", str(REPEATS), "--results", str(tmp_path)]
@@ -27,8 +31,11 @@ def test_both_send_the_same_bodies_at_every_concurrency(tmp_path: Path, capsys: 
     bodies = [repr(request.body) for request in server.requests if request.body]
     # Two concurrencies, two ways of asking, and one round more than the repeats.
     times = 2 * 2 * (REPEATS + 1)
-    assert len(set(bodies)) == CALLS
-    assert all(bodies.count(body) == times for body in set(bodies))
+    pictures = [url for body in bodies for url in PICTURE.findall(body)]
+    assert len(set(pictures)) == len(pictures) == 2 * CALLS * times
+    asked = [PICTURE.sub("a picture", body) for body in bodies]
+    assert len(set(asked)) == CALLS
+    assert all(asked.count(body) == times for body in set(asked))
     assert "judge / bare" in capsys.readouterr().out
     rows = read_csv(tmp_path / judge_throughput.TABLE, Measurement)
     assert {(row.quantity, row.case) for row in rows} == {

@@ -87,6 +87,7 @@ FAULTS = {
     "status_408": Reply(408, b""),
     "garbage": Reply(200, b"<html>gateway</html>"),
     "garbage in UTF-8": Reply(200, b"\xff\xfe"),
+    "garbage that says it is packed": Reply(200, b"{}", headers={"Content-Encoding": "gzip"}),
     "garbage object": as_json({"detail": "starting"}),
     "connection": Reply(200, GOOD.body, sent=0.5),
     "connection at once": Reply(200, GOOD.body, sent=0.0),
@@ -431,16 +432,16 @@ def test_an_interpreter_ends_with_a_client_left_open(serve: Serve, root: Path) -
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
 
 
-def test_httpx_waits_until_a_call(root: Path) -> None:
+def test_aiohttp_waits_until_a_call(root: Path) -> None:
     program = (
         "import sys; from rewards.judges.judge import VLMJudge; from rewards.judges.client import JudgeClient; "
-        "VLMJudge(JudgeClient('http://127.0.0.1:9/v1'), 'm', 'yes_no.v1'); print('httpx' in sys.modules)"
+        "VLMJudge(JudgeClient('http://127.0.0.1:9/v1'), 'm', 'yes_no.v1'); print('aiohttp' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("False\n", "")
 
 
-def test_a_missing_httpx_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_aiohttp_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rewards.judges.client.importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'pdtr\[judge\]'"):
         JudgeClient("http://127.0.0.1:9/v1")
