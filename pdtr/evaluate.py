@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,17 @@ if TYPE_CHECKING:
 
 # One seed for every run: two runs, or two moments of one, see the same noise on the same prompt.
 EVALUATION_SEED = 20_250_904
+STRICT = "strict"
+REWARD = "reward"
+"""What an evaluation counts as success where the reward has no component of that name."""
+HELD_OUT = "held_out"
+"""Scores behind it and a slash are of members of the trained reward that are only logged."""
+
+
+def measure_name(success: str) -> str:
+    """What people call a component that evaluations count as success: "strict" is "strict success"."""
+    known = {STRICT: "strict success", REWARD: "mean reward"}
+    return known.get(success, success.replace("_", " "))
 
 
 @dataclass(frozen=True)
@@ -31,10 +42,12 @@ class Evaluation:
     Attributes:
         ids: of the prompts.
         skills: each prompt's skill ("" where its metadata names none).
-        strict: success, 1 or 0, NaN where not available, [N].
+        strict: success, 1 or 0 where it is the strict one, NaN where not available, [N].
         reward: [N].
         images: uint8 [N, H, W, 3]; with several processes the first ones, in the first process alone.
         trained: what the run trains on, of the same images, [N]; None where that is the reward itself.
+        success: the component that ``strict`` is, or ``REWARD``.
+        held_out: members of the trained reward that are only logged, by name, [N] each.
     """
 
     ids: tuple[str, ...]
@@ -43,11 +56,14 @@ class Evaluation:
     reward: NDArray[np.float32]
     images: NDArray[np.uint8]
     trained: NDArray[np.float32] | None = None
+    success: str = STRICT
+    held_out: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @property
     def scores(self) -> dict[str, NDArray[np.float32]]:
         """Everything that there is one number a prompt of, by name."""
         found = {"strict": self.strict, "reward": self.reward}
+        found |= {f"{HELD_OUT}/{name}": values for name, values in self.held_out.items()}
         return found if self.trained is None else {**found, TRAINED: self.trained}
 
     @property
@@ -74,7 +90,7 @@ def evaluate(
     sampler: Sampler,
     *,
     kind: str = "final",
-    success: str = "strict",
+    success: str = STRICT,
 ) -> Evaluation:
     """Draw one image a prompt with the weights in use and score it.
 
@@ -103,8 +119,17 @@ def evaluation_draw(prompts: Sequence[Prompt], chunk_size: int, kind: str) -> tu
     return padded, Draw(1, derive_seed(EVALUATION_SEED, kind), keep_images=True)
 
 
-def evaluation_of(rollout: Rollout, prompts: Sequence[Prompt], success: str = "strict") -> Evaluation:
-    """Read what was drawn by :func:`evaluation_draw`; the rows that filled up are dropped."""
+def evaluation_of(
+    rollout: Rollout, prompts: Sequence[Prompt], success: str = STRICT, held_out: Sequence[str] = ()
+) -> Evaluation:
+    """Read what was drawn by :func:`evaluation_draw`; the rows that filled up are dropped.
+
+    Args:
+        rollout: one image a prompt, in the prompts' order.
+        prompts: without those that filled up.
+        success: the component that counts as success; the total where there is none of the name.
+        held_out: components that the trained reward logs and does not weigh.
+    """
     count = len(prompts)
     reward = rollout.rewards.numpy()[:count]
     components = rollout.components
@@ -117,6 +142,8 @@ def evaluation_of(rollout: Rollout, prompts: Sequence[Prompt], success: str = "s
         reward=reward,
         images=images,
         trained=components[TRAINED].numpy()[:count] if TRAINED in components else None,
+        success=success if success in components else REWARD,
+        held_out={name: components[name].numpy()[:count] for name in held_out if name in components},
     )
 
 

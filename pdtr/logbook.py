@@ -64,8 +64,8 @@ class Logbook:
             row: the summary: "iteration", "task", "set", "label" and the scores.
             ids: of the prompts, in an order that never changes, so that any two evaluations are paired.
             skills: of the prompts.
-            scores: "strict" (success a prompt), "reward" and, where the run trains on another one, "trained", [N] each;
-                NaN where not available.
+            scores: "strict" (success a prompt), "reward" and, where the run trains on another one, "trained", and
+                "held_out/NAME" of rewards that are only logged, [N] each; NaN where not available.
             images: the first prompts' images, uint8 [n, H, W, 3]; n may be 0.
         """
         stem = f"{int(row['iteration']):06d}-{row['task']}-{row['set']}"
@@ -80,8 +80,9 @@ class Logbook:
             _replace_rows(self.folder / EVALUATIONS, rows)
         else:
             _append(self.folder / EVALUATIONS, full)
-        names = ("strict", "reward", "trained", "agreement")
-        values = {f"held_out/{row['task']}/{row['set']}/{key}": row.get(key) for key in names}
+        prefixes = ("strict", "reward", "trained", "agreement", "held_out/")
+        names = [key for key in row if key.startswith(prefixes) and key != "strict_by_skill"]
+        values = {f"held_out/{row['task']}/{row['set']}/{key}": row[key] for key in names}
         self._scalars(int(row["iteration"]), values)
 
     def prompts(self, task: str, texts: Sequence[str], sources: NDArray[np.uint8] | None = None) -> None:
@@ -151,8 +152,8 @@ def read_scores(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     """The scores a prompt that belong to an evaluation's row.
 
     Returns:
-        "ids" and "skills" as lists; "strict", "reward" and, where the run trains on another one, "trained" as float64
-        [N], NaN where not available.
+        "ids" and "skills" as lists; "strict", "reward" and, where there are any, "trained" and "held_out/NAME" as
+        float64 [N], NaN where not available.
 
     Raises:
         ValueError: the file is missing or damaged.
@@ -160,7 +161,7 @@ def read_scores(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     path = folder / str(row.get("file", ""))
     try:
         found = json.loads(path.read_bytes())
-        names = [key for key in ("strict", "reward", "trained") if key != "trained" or key in found]
+        names = ["strict", "reward", *(key for key in found if key == "trained" or key.startswith("held_out/"))]
         scores: dict[str, Any] = {key: np.array(found[key], dtype=np.float64) for key in names}
         scores |= {key: [str(entry) for entry in found[key]] for key in ("ids", "skills")}
     except (OSError, ValueError, KeyError, TypeError) as error:

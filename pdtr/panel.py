@@ -105,7 +105,7 @@ def agreement(trained: NDArray[Any], held_out: NDArray[Any]) -> float:
     return spearman(trained[both], held_out[both]) if both.sum() > 2 else float("nan")
 
 
-def hacking_alarm(history: Sequence[Mapping[str, Any]]) -> str:
+def hacking_alarm(history: Sequence[Mapping[str, Any]], name: str = "") -> str:
     """Say so where the trained reward rises while the held-out one falls; empty where it does not.
 
     The last evaluation is compared with the one whose held-out reward was best so far, prompt by prompt: the alarm
@@ -114,7 +114,8 @@ def hacking_alarm(history: Sequence[Mapping[str, Any]]) -> str:
 
     Args:
         history: evaluations of one task on the same prompts, in order, each with "iteration", and "trained" and
-            "reward", [N] each.
+            "reward", the held-out one, [N] each.
+        name: of the held-out reward, where there are several.
     """
     if len(history) < 2:
         return ""
@@ -127,8 +128,9 @@ def hacking_alarm(history: Sequence[Mapping[str, Any]]) -> str:
     trained = paired_bootstrap(last["trained"], best["trained"])
     if not (held_out.high < 0 < trained.low):
         return ""
+    which = f" ({name})" if name else ""
     return (
         f"since iteration {best['iteration']} the trained reward rose by {trained.value:.3f} "
-        f"[{trained.low:.3f}, {trained.high:.3f}] and the held-out one fell by {-held_out.value:.3f} "
+        f"[{trained.low:.3f}, {trained.high:.3f}] and the held-out one{which} fell by {-held_out.value:.3f} "
         f"[{-held_out.high:.3f}, {-held_out.low:.3f}]: the reward is being hacked"
     )

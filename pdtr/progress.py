@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from pdtr.evaluate import STRICT, measure_name
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
@@ -172,7 +174,9 @@ class Progress:
         if self._live is None and strict is not None:
             label = str(row.get("label") or f"iteration {row.get('iteration')}")
             change = 100 * self.reading.change[task]
-            self._print(f"{label}: held-out {task} {100 * strict:.1f} % of {row.get('count')} ({change:+.1f})")
+            # Rows without it are of success, which needs no name.
+            what = "" if (name := str(row.get("success") or STRICT)) == STRICT else f" {measure_name(name)}"
+            self._print(f"{label}: held-out {task}{what} {100 * strict:.1f} % of {row.get('count')} ({change:+.1f})")
 
     def warn(self, text: str) -> None:
         """Say something that has to be seen, above the display where there is one."""

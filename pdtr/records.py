@@ -42,9 +42,9 @@ class Records:
         self._logbook.evaluation(row, found.ids, found.skills, found.scores, found.images[: self._num_grid])
         self._progress.evaluation(row)
         if row["set"] == "tune":
-            alarm = hacking_alarm(read_run(self._folder).trained_history(row["task"]))
-            if alarm:
-                self._progress.warn(f"{row['task']}: {alarm}")
+            for name, history in read_run(self._folder).rivals(row["task"]).items():
+                if alarm := hacking_alarm(history, name):
+                    self._progress.warn(f"{row['task']}: {alarm}")
 
     def prompts(self, tasks: Mapping[str, Task]) -> None:
         """Note what the grids' images belong to."""
@@ -54,6 +54,11 @@ class Records:
             shown = task.final[: self._num_grid]
             sources = [prompt.source_images[0] for prompt in shown if prompt.source_images]
             self._logbook.prompts(name, [prompt.text for prompt in shown], np.stack(sources) if sources else None)
+
+    def warn(self, text: str) -> None:
+        """Say something that has to be seen."""
+        if self._logbook is not None:
+            self._progress.warn(text)
 
     def truncate(self, iteration: int) -> None:
         """Drop what was noted after an iteration."""

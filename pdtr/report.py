@@ -9,7 +9,9 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from pdtr.report_data import TASK_NAMES, Cell, Row, interference_rows, read_run
+from pdtr.evaluate import STRICT, measure_name
+from pdtr.report_data import TASK_NAMES, read_run
+from pdtr.report_matrix import Cell, Row, interference_rows
 from pdtr.statistics import Interval
 
 
@@ -41,7 +43,7 @@ def interference_table(run_folder: Path) -> list[Row]:
     """The interference matrix: a row for the base and after each stage, a cell for each task.
 
     Returns:
-        Dictionaries as :class:`pdtr.report_data.Row` describes them; shares of 1, not percent.
+        Dictionaries as :class:`pdtr.report_matrix.Row` describes them; shares of 1, not percent.
 
     Raises:
         ValueError: the folder holds no run; the nearest ones are named.
@@ -52,7 +54,9 @@ def interference_table(run_folder: Path) -> list[Row]:
 def format_table(rows: Sequence[Row]) -> str:
     """The interference matrix as plain text, in percent and points; ``*`` where a difference's interval clears 0."""
     tasks = list(dict.fromkeys(task for row in rows for task in row["cells"]))
-    lines = [["", *(TASK_NAMES.get(task, task) for task in tasks)]]
+    named = {task: _measures(rows, task) for task in tasks}
+    heads = [f"{TASK_NAMES.get(task, task)}{f' ({measure})' if measure else ''}" for task, measure in named.items()]
+    lines = [["", *heads]]
     for index, row in enumerate(rows):
         cells = [row["cells"].get(task) for task in tasks]
         lines.append([row["label"], *(_score(cell) for cell in cells)])
@@ -62,7 +66,14 @@ def format_table(rows: Sequence[Row]) -> str:
             lines.append(["  over base", *(_change(cell and cell["over_base"]) for cell in cells)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(tasks) + 1)]
     text = ["  ".join(entry.ljust(width) for entry, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join(["Held-out strict success in %, with 95 % intervals; * where a change clears 0", *text])
+    what = "scores" if any(named.values()) else "strict success"
+    return "\n".join([f"Held-out {what} in %, with 95 % intervals; * where a change clears 0", *text])
+
+
+def _measures(rows: Sequence[Row], task: str) -> str:
+    """What a task's scores are of; empty where all are strict success."""
+    found = {cell["success"] for row in rows if (cell := row["cells"].get(task)) is not None}
+    return "" if found <= {STRICT} else ", ".join(sorted(map(measure_name, found)))
 
 
 def _score(cell: Cell | None) -> str:

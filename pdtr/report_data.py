@@ -8,39 +8,16 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from pdtr.evaluate import HELD_OUT, REWARD, STRICT, measure_name
 from pdtr.logbook import EVALUATION_FOLDER, EVALUATIONS, METRICS, read_evaluations, read_metrics, read_scores
-from pdtr.statistics import Interval, paired_bootstrap, success_interval
+from pdtr.statistics import Interval, paired_bootstrap
+from pdtr.tasks import TRAINED
 
 CONFIG = "config.json"
 BASE = "base"
 TASK_NAMES = {"edit": "Editing", "t2i": "Text-to-image"}
-
-
-class Cell(TypedDict):
-    """One task at one moment; every interval is of 95 %, scores are shares of 1.
-
-    ``over_previous`` and ``over_base`` are paired differences to the row before and to the base; None in the base's own
-    row, and where the scores of either side are missing.
-    """
-
-    score: Interval
-    count: int
-    missing: int
-    over_previous: Interval | None
-    over_base: Interval | None
-
-
-class Row(TypedDict):
-    """One row of the interference matrix; a task that was not measured then has None."""
-
-    label: str
-    iteration: int | None
-    cells: dict[str, Cell | None]
 
 
 @dataclass(frozen=True)
@@ -100,11 +77,29 @@ class RunRecord:
             self.note(str(error))
             return None
 
-    def trained_history(self, task: str) -> list[dict[str, Any]]:
-        """A task's evaluations on the tuning prompts that have a trained reward beside the held-out one, in order."""
+    def rivals(self, task: str) -> dict[str, list[dict[str, Any]]]:
+        """Each reward that a task is not trained on, beside the one that it is, on the tuning prompts and in order.
+
+        Returns:
+            Under "" what the task is measured by, where it is trained on another reward, and under their names the
+            members of the trained reward that are only logged: "iteration", and "trained" and "reward", [N] each.
+        """
         rows = [row for row in self.evaluations if (row.get("task"), row.get("set")) == (task, "tune")]
-        found = [(row, self.scores(row)) for row in rows if "trained" in row]
-        return [{"iteration": row["iteration"], **scores} for row, scores in found if scores and "trained" in scores]
+        found: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            scores = self.scores(row) or {}
+            others = {name.partition("/")[2]: name for name in scores if name.startswith(f"{HELD_OUT}/")}
+            others |= {"": REWARD} if TRAINED in scores else {}
+            for name, key in others.items():
+                trained = scores.get(TRAINED, scores[REWARD])
+                entry = {"iteration": row["iteration"], "trained": trained, "reward": scores[key]}
+                found.setdefault(name, []).append(entry)
+        return found
+
+    def measure(self, task: str) -> str:
+        """What counts as success in a task's evaluations, in words."""
+        rows = [row for row in self.evaluations if row.get("task") == task]
+        return measure_name(success_of(rows[-1]) if rows else STRICT)
 
     def note(self, problem: str) -> None:
         """Note a problem once."""
@@ -148,23 +143,6 @@ def nearest_runs(folder: Path, count: int = 3) -> list[Path]:
     return sorted(found, key=lambda path: -difflib.SequenceMatcher(None, str(path), str(start)).ratio())[:count]
 
 
-def interference_rows(run: RunRecord) -> list[Row]:
-    """The interference matrix of a run: what each stage did to each task."""
-    rows: list[Row] = []
-    known: dict[str, dict[str, dict[str, float]]] = {task: {} for task in run.tasks}
-    previous = ""
-    for label in run.labels:
-        cells: dict[str, Cell | None] = {}
-        iteration = None
-        for task in run.tasks:
-            evaluation = run.final(label, task)
-            cells[task] = None if evaluation is None else _cell(run, evaluation, known[task], previous)
-            iteration = iteration if evaluation is None else int(evaluation["iteration"])
-        rows.append({"label": label, "iteration": iteration, "cells": cells})
-        previous = label
-    return rows
-
-
 def by_id(scores: Mapping[str, Any], skill: str | None = None) -> dict[str, float]:
     """Success by prompt id, of one skill or of all; where ids repeat, they are told apart by their count."""
     found: dict[str, float] = {}
@@ -181,25 +159,9 @@ def difference(after: Mapping[str, float], before: Mapping[str, float]) -> Inter
     return paired_bootstrap([after[name] for name in shared], [before[name] for name in shared])
 
 
-def _cell(run: RunRecord, evaluation: Mapping[str, Any], known: dict[str, dict[str, float]], previous: str) -> Cell:
-    """One cell; ``known`` has the task's earlier scores, by label and id, and is added to."""
-    scores = run.scores(evaluation)
-    if scores is None:
-        mean = evaluation.get("strict")
-        unknown = Interval(float("nan") if mean is None else float(mean), float("nan"), float("nan"))
-        counts = int(evaluation.get("count") or 0), int(evaluation.get("missing") or 0)
-        return {"score": unknown, "count": counts[0], "missing": counts[1], "over_previous": None, "over_base": None}
-    own = by_id(scores)
-    values: NDArray[np.float64] = scores["strict"]
-    cell: Cell = {
-        "score": success_interval(values),
-        "count": len(values),
-        "missing": int(np.isnan(values).sum()),
-        "over_previous": difference(own, known[previous]) if previous in known else None,
-        "over_base": difference(own, known[BASE]) if BASE in known else None,
-    }
-    known[str(evaluation["label"])] = own
-    return cell
+def success_of(row: Mapping[str, Any]) -> str:
+    """What a row's "strict" is of; rows of older runs do not say, and are of strict success."""
+    return str(row.get("success") or STRICT)
 
 
 def _folders_below(folder: Path) -> Iterator[Path]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pdtr.panel import agreement
 from pdtr.report_data import TASK_NAMES, RunRecord, by_id
 from pdtr.statistics import Interval, mean_interval, success_interval
 
@@ -61,7 +62,7 @@ def held_out_curve(run: RunRecord, task: str) -> str:
             place = int(row["iteration"])
             # Not clipped: the base and the last stage lie on the axes' edges.
             axes.errorbar(place, value, error, fmt="D", color="#2b3445", markersize=5, label=label, clip_on=False)
-        axes.set_ylabel("strict success, %")
+        axes.set_ylabel(f"{run.measure(task)}, %")
         if points or finals:
             axes.legend(loc="best", fontsize=8)
         return _svg(figure)
@@ -101,6 +102,21 @@ def divergence_curve(run: RunRecord, history: Sequence[Mapping[str, Any]]) -> st
         return _svg(figure)
 
 
+def agreement_curve(run: RunRecord, task: str, rivals: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Spearman's correlation over the prompts of the trained reward with each held-out one, over iterations."""
+    with _style():
+        figure, axes = _axes(run, (3.6, 2.1))
+        for index, (name, history) in enumerate(rivals.items()):
+            x = [int(entry["iteration"]) for entry in history]
+            y = [agreement(entry["trained"], entry["reward"]) for entry in history]
+            color = LABEL_COLORS[3 + index % 3] if name else TASK_COLORS.get(task, LABEL_COLORS[3])
+            axes.plot(x, y, color=color, marker="o", markersize=3, label=name or "held out")
+        axes.set_ylim(top=1.02)
+        if len(rivals) > 1 or "" not in rivals:
+            axes.legend(loc="best", fontsize=8)
+        return _svg(figure)
+
+
 def metric_curve(run: RunRecord, names: Mapping[str, str]) -> str:
     """Curves of some metrics over iterations in one small figure; ``names`` gives each its legend."""
     with _style():
@@ -119,7 +135,7 @@ def metric_curve(run: RunRecord, names: Mapping[str, str]) -> str:
         return _svg(figure)
 
 
-def skill_figure(skills: Sequence[str], columns: Mapping[str, Mapping[str, Any]]) -> str:
+def skill_figure(skills: Sequence[str], columns: Mapping[str, Mapping[str, Any]], measure: str) -> str:
     """Success by skill, a dot with its interval for each moment; ``columns`` has scores a prompt by label."""
     from matplotlib.figure import Figure
 
@@ -139,7 +155,7 @@ def skill_figure(skills: Sequence[str], columns: Mapping[str, Mapping[str, Any]]
         axes.set_yticks(range(len(skills)), [skill or "(none)" for skill in skills])
         axes.invert_yaxis()
         axes.set_xlim(-2, 102)
-        axes.set_xlabel("strict success, %")
+        axes.set_xlabel(f"{measure}, %")
         axes.grid(visible=False, axis="y")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, fontsize=8.5)
         return _svg(figure)

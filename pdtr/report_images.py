@@ -22,7 +22,8 @@ def grids(run: RunRecord) -> str:
     parts = [part for task in run.tasks if (part := _task_grid(run, task))]
     if not parts:
         return ""
-    note = "The first held-out prompts, not chosen; the same noise at every moment. Ticks: strict success."
+    measures = ", ".join(dict.fromkeys(run.measure(task) for task in run.tasks))
+    note = f"The first held-out prompts, not chosen; the same noise at every moment. Ticks: {escape(measures)}."
     return f'<h2>Before and after</h2><p class="note">{note}</p>{"".join(parts)}'
 
 

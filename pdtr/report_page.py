@@ -10,8 +10,9 @@ from typing import Any
 
 from pdtr import report_figures as figures
 from pdtr.progress import duration
-from pdtr.report_data import BASE, TASK_NAMES, Cell, Row, RunRecord, by_id, difference
+from pdtr.report_data import BASE, TASK_NAMES, RunRecord, by_id, difference
 from pdtr.report_images import grids
+from pdtr.report_matrix import Cell, Row
 from pdtr.report_panel import by_task, captioned, panel
 from pdtr.statistics import Interval, success_interval
 
@@ -73,7 +74,7 @@ def task_name(task: str) -> str:
 
 
 def _head(run: RunRecord, rows: list[Row]) -> str:
-    heroes = "".join(_hero(task, [row["cells"][task] for row in rows]) for task in run.tasks)
+    heroes = "".join(_hero(run, task, [row["cells"][task] for row in rows]) for task in run.tasks)
     facts = [" → ".join(dict.fromkeys(TASK_NAMES.get(name, name) for name, _, _ in run.stages))]
     facts.append(f"{len(run.metrics)} iterations" if run.metrics else "no iterations yet")
     if run.metrics and isinstance(run.metrics[-1].get("seconds"), int | float):
@@ -85,7 +86,7 @@ def _head(run: RunRecord, rows: list[Row]) -> str:
     return f'<h1>{title}</h1>\n<p class="sub">{subtitle}</p>\n<div class="heroes">{heroes}</div>'
 
 
-def _hero(task: str, cells: list[Cell | None]) -> str:
+def _hero(run: RunRecord, task: str, cells: list[Cell | None]) -> str:
     known = [cell for cell in cells if cell is not None]
     if not known:
         return f'<div class="card hero"><div class="name">{task_name(task)}</div><div>not measured yet</div></div>'
@@ -94,7 +95,7 @@ def _hero(task: str, cells: list[Cell | None]) -> str:
     if len(known) > 1:
         numbers = f"{percent(first['score'].value)} → {numbers}"
     return (
-        f'<div class="card hero"><div class="name">{task_name(task)}, held-out success</div>'
+        f'<div class="card hero"><div class="name">{task_name(task)}, held-out {escape(run.measure(task))}</div>'
         f'<div class="numbers">{numbers} <small>%</small></div>{change(last["over_base"], "over base")}</div>'
     )
 
@@ -107,7 +108,8 @@ def _problems(run: RunRecord) -> str:
 
 
 def _matrix(run: RunRecord, rows: list[Row]) -> str:
-    head = "".join(f"<th>{task_name(task)}</th>" for task in run.tasks)
+    measures = {task: escape(run.measure(task)) for task in run.tasks}
+    head = "".join(f'<th>{task_name(task)}<div class="dim">{what}</div></th>' for task, what in measures.items())
     lines = []
     for row in rows:
         when = "not measured yet" if row["iteration"] is None else f"iteration {row['iteration']}"
@@ -118,8 +120,9 @@ def _matrix(run: RunRecord, rows: list[Row]) -> str:
         lines.append(f"<tr>{label}{cells}</tr>")
     return (
         "<h2>What each stage did to each task</h2>"
-        '<p class="note">Strict success on held-out prompts that were never used for choosing, in percent, with 95 % '
-        "Wilson intervals. Differences are in points over the same prompts with the same noise, with 95 % paired "
+        '<p class="note">Scores on held-out prompts that were never used for choosing, in percent, with 95 % intervals '
+        "(Wilson’s where each is 0 or 1, the bootstrap’s elsewhere). Differences are in points over the same prompts "
+        "with the same noise, with 95 % paired "
         "bootstrap intervals; they are coloured where the interval clears 0.</p>"
         f'<div class="card scroll"><table><thead><tr><th></th>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
@@ -143,7 +146,7 @@ def _matrix_cell(cell: Cell | None, is_second: bool) -> str:
 
 def _curves(run: RunRecord) -> str:
     held_out = [
-        captioned(f"{TASK_NAMES.get(task, task)}: held-out success", figures.held_out_curve(run, task))
+        captioned(f"{TASK_NAMES.get(task, task)}: held-out {run.measure(task)}", figures.held_out_curve(run, task))
         for task in run.tasks
         if any(row.get("task") == task for row in run.evaluations)
     ]
@@ -154,7 +157,8 @@ def _curves(run: RunRecord) -> str:
     ]
     groups = "".join(f'<div class="pair">{"".join(group)}</div>' for group in (held_out, rewards) if group)
     note = (
-        "Bands are 95 % intervals: Wilson’s over the prompts of an evaluation, Student’s over the iterations of a "
+        "Bands are 95 % intervals: Wilson’s over the prompts of an evaluation (of a reward the bootstrap’s), Student’s "
+        "over the iterations of a "
         "window that stays within its stage. Shaded: the stages."
     )
     empty = '<p class="note">Nothing was logged yet.</p>'
@@ -184,7 +188,7 @@ def _task_skills(run: RunRecord, task: str) -> str:
     head = "".join(f"<th>{escape(label)}</th>" for label in columns)
     head += "<th>change over base</th>" if BASE in columns and last != BASE else ""
     table = f"<table><thead><tr><th>skill</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-    svg = figures.skill_figure(skills, columns)
+    svg = figures.skill_figure(skills, columns, run.measure(task))
     return f'<div class="card"><h3>{task_name(task)}</h3>{svg}<div class="scroll">{table}</div></div>'
 
 

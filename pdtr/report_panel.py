@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 from pdtr import report_figures as figures
 from pdtr.panel import hacking_alarm
@@ -21,19 +23,19 @@ PANEL = {
 
 
 def panel(run: RunRecord) -> str:
-    """Trained reward beside held-out reward where they are not one, and the statistics of the images."""
-    alarms, parts = [], []
+    """Trained reward beside each held-out one, how well the two agree, and the statistics of the images."""
+    alarms, parts, agreements = [], [], []
     for task in run.tasks:
-        history = run.trained_history(task)
-        if history:
-            caption = f"{TASK_NAMES.get(task, task)}: trained and held-out reward on the tuning prompts"
+        title = TASK_NAMES.get(task, task)
+        rivals = run.rivals(task)
+        for name, history in rivals.items():
+            held_out = f"held-out reward {name}".rstrip()
+            caption = f"{title}: trained reward and {held_out} on the tuning prompts"
             parts.append(captioned(caption, figures.divergence_curve(run, history)))
-        found = (hacking_alarm(history[:count]) for count in range(2, len(history) + 1))
-        alarms += [
-            f"{TASK_NAMES.get(task, task)}, iteration {entry['iteration']}: {alarm}"
-            for entry, alarm in zip(history[1:], found, strict=True)
-            if alarm
-        ]
+            alarms += [f"{title}, iteration {iteration}: {alarm}" for iteration, alarm in _alarms(history, name)]
+        if rivals:
+            caption = f"{title}: rank correlation of the two over the prompts"
+            agreements.append(captioned(caption, figures.agreement_curve(run, task, rivals)))
     small = [
         captioned(title, figures.metric_curve(run, names))
         for name, title in PANEL.items()
@@ -49,8 +51,14 @@ def panel(run: RunRecord) -> str:
     )
     return (
         f'<h2>Is the reward being hacked?</h2><p class="note">{note}</p>{warning}'
-        f'<div class="pair">{"".join(parts)}</div><div class="small">{"".join(small)}</div>'
+        f'<div class="pair">{"".join(parts)}</div><div class="small">{"".join([*agreements, *small])}</div>'
     )
+
+
+def _alarms(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, str]]:
+    """The alarms that went off, each with its iteration."""
+    found = ((history[count - 1], hacking_alarm(history[:count], name)) for count in range(2, len(history) + 1))
+    return [(int(entry["iteration"]), alarm) for entry, alarm in found if alarm]
 
 
 def by_task(run: RunRecord, name: str) -> dict[str, str]:

@@ -57,6 +57,15 @@ class Task:
                 f"draw one image a prompt, got {reward_name(measured)}, which compares the images of a group"
             )
 
+    @property
+    def held_out_members(self) -> tuple[str, ...]:
+        """Members of the trained reward that are scored and not weighed, by the names of their components."""
+        from rewards.cache import Cached
+        from rewards.compose import WeightedSum
+
+        reward = self.reward.reward if isinstance(self.reward, Cached) else self.reward
+        return tuple(reward.held_out) if isinstance(reward, WeightedSum) else ()
+
     def make_envs(self, num_envs: int, is_evaluation: bool = False) -> list[VectorEnv[Any, Any, Any]]:
         """Two equal vector environments, so that one can score while the other is drawn for."""
         import gymnasium
@@ -65,7 +74,7 @@ class Task:
 
         reward = self.reward
         if is_evaluation and self.held_out_reward is not None:
-            reward = _measured(self.held_out_reward, self.reward)
+            reward = _measured(self.held_out_reward, self.reward, self.held_out_members)
         kwargs: dict[str, Any] = {"reward": reward, "prompts": self.pool, "image_size": self.image_size}
         mode = gymnasium.VectorizeMode.VECTOR_ENTRY_POINT
         return [
@@ -91,8 +100,23 @@ def check_groups(tasks: Mapping[str, Task], group_size: int, chunk_size: int) ->
             )
 
 
-def _measured(held_out: Reward, trained: Reward) -> Reward:
-    """The held-out reward with the trained one as a component; without it where that one compares groups."""
+def unwatched(task: Task) -> str:
+    """Why nothing will warn of a task's reward being hacked; empty where something may."""
+    from rewards.base import reward_name, reward_traits
+
+    if reward_traits(task.reward).scope != "group":
+        return ""
+    return (
+        f"{task.name}: no alarm of reward hacking, for {reward_name(task.reward)} compares the images of a group and "
+        "evaluations draw one image a prompt; watch the held-out reward's own curve"
+    )
+
+
+def _measured(held_out: Reward, trained: Reward, members: Sequence[str]) -> Reward:
+    """The held-out reward with the trained one, and its unweighed members, as components.
+
+    Without them where the trained one compares groups: an evaluation draws one image a prompt.
+    """
     from rewards.base import Images, Scores, reward_traits
     from rewards.scoring import score
 
@@ -102,7 +126,8 @@ def _measured(held_out: Reward, trained: Reward) -> Reward:
     def measured(images: Images, prompts: Sequence[Prompt]) -> Scores:
         found = score(held_out, images, prompts)
         proxy = score(trained, images, prompts)
-        return Scores(found.total, {**found.components, TRAINED: proxy.total}, found.reasons)
+        own = {TRAINED: proxy.total, **{name: proxy.components[name] for name in members}}
+        return Scores(found.total, {**found.components, **own}, found.reasons)
 
     return measured
 

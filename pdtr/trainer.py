@@ -40,7 +40,7 @@ from pdtr.panel import panel_metrics
 from pdtr.processes import check_shares
 from pdtr.progress import Progress
 from pdtr.records import Records
-from pdtr.tasks import Task, check_groups
+from pdtr.tasks import Task, check_groups, unwatched
 
 
 @dataclass
@@ -100,6 +100,8 @@ class Trainer:
         pools = {name: task.pool for name, task in self.tasks.items()}
         if self.run.iteration == 0:
             self.records.prompts(self.tasks)
+            for note in filter(None, map(unwatched, self.tasks.values())):
+                self.records.warn(note)
             self._evaluate_all("final", "base")
             self.curriculum.observe_evaluation(self._evaluate_all("tune"))
         while True:
@@ -220,7 +222,7 @@ class Trainer:
         with torch.no_grad(), self.weights.use(self.evaluated_version):
             own = collect(self.policy, envs, padded, draw, settings.sampler, share)
         (rollout,) = gather_rollouts([own], self.processes, settings.num_grid)
-        return evaluation_of(rollout, prompts, task.success)
+        return evaluation_of(rollout, prompts, task.success, task.held_out_members)
 
     def save_checkpoint(self) -> Path:
         """Write everything that the run's continuation depends on, whole, for any number of processes."""

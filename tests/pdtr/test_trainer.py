@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,12 +36,13 @@ from pdtr.logbook import read_evaluations, read_metrics, read_scores
 from pdtr.metrics import rollout_metrics
 from pdtr.missing import MissingSettings, TooManyMissing
 from pdtr.progress import Progress
-from pdtr.report import write_report
+from pdtr.report import format_table, interference_table, write_report
 from pdtr.stages import Linear, Stage, Step
 from pdtr.tasks import Task
 from pdtr.trainer import Trainer
 from rewards.base import Images, Prompt, Reward, RewardTraits, Scores, Unavailable, declare
 from rewards.cache import Cached
+from rewards.compose import WeightedSum
 from rewards.pixel import redness
 
 NUM_MINIBATCHES = 2
@@ -451,6 +453,59 @@ def test_a_hacked_reward_is_said_where_it_happens(tmp_path: Path, tiny_policy: S
     assert "The reward is being hacked" in write_report(config.output_dir).read_text()
 
 
+def test_a_member_that_is_only_logged_is_watched_too(tmp_path: Path, tiny_policy: ScenesPolicy) -> None:
+    def weighed(images: Images, prompts: Sequence[Prompt]) -> Any:
+        return redness(images, prompts) + np.float32(trainer.run.iteration)
+
+    def logged(images: Images, prompts: Sequence[Prompt]) -> Any:
+        return redness(images, prompts) - np.float32(trainer.run.iteration)
+
+    config = make_config(tmp_path, SingleTask("t2i", 2))
+    stream = io.StringIO()
+    reward = WeightedSum({"red": weighed}, {"red": 1.0}, {"pale": logged})
+    trainer = Trainer(config, make_tasks(reward), tiny_policy, Progress(config, Console(file=stream, width=300)))
+    trainer.train()
+    assert re.search(
+        r"warning: t2i: since iteration 0 the trained reward rose .* the held-out one \(pale\) fell", stream.getvalue()
+    )
+    page = write_report(config.output_dir).read_text()
+    assert "The reward is being hacked" in page
+    assert "trained reward and held-out reward pale on the tuning prompts" in page
+    assert "rank correlation of the two over the prompts" in page
+    rows = [row for row in read_evaluations(config.output_dir) if row["set"] == "tune"]
+    assert [row["held_out/pale"] for row in rows] == pytest.approx(
+        [row["reward"] - 2 * row["iteration"] for row in rows]
+    )
+    assert [row["agreement/pale"] for row in rows] == pytest.approx([1.0] * len(rows))
+
+
+def test_a_reward_that_compares_groups_is_said_to_be_unwatched(tmp_path: Path, tiny_policy: ScenesPolicy) -> None:
+    config = make_config(tmp_path, SingleTask("t2i", 1))
+    stream = io.StringIO()
+    console = Console(file=stream, width=300)
+    Trainer(config, make_tasks(darkest, redness), tiny_policy, Progress(config, console)).train()
+    assert "warning: t2i: no alarm of reward hacking, for darkest compares the images of a group" in stream.getvalue()
+
+
+def test_what_counts_as_success_is_named(tmp_path: Path, tiny_policy: ScenesPolicy) -> None:
+    """The total is no strict success, and another detector's is not the published one's."""
+
+    def detected(images: Images, prompts: Sequence[Prompt]) -> Scores:
+        return Scores(redness(images, prompts), {"strict_not_comparable": np.ones(len(images), np.float32)})
+
+    tasks = make_tasks(detected)
+    for success, name in (("strict_not_comparable", "strict not comparable"), ("strict", "mean reward")):
+        config = make_config(tmp_path / success, SingleTask("t2i", 1))
+        task = replace(tasks["t2i"], success=success)
+        stream = io.StringIO()
+        Trainer(config, {"t2i": task}, tiny_policy, Progress(config, Console(file=stream, width=300))).train()
+        assert f"held-out t2i {name}" in stream.getvalue()
+        page = write_report(config.output_dir).read_text().lower()
+        assert f"held-out {name}" in page
+        assert "strict success" not in page
+        assert f"Text-to-image ({name})" in format_table(interference_table(config.output_dir))
+
+
 def test_prompts_that_do_not_fill_chunks_are_refused_at_construction() -> None:
     with pytest.raises(
         ValueError, match=r"stage 't2i': its 7 prompts of 't2i' x group_size 12 do not fill chunks of 24"
@@ -478,6 +533,10 @@ def test_rollout_metrics_by_hand(tiny_policy: ScenesPolicy) -> None:
         "advantage_abs_mean/t2i": pytest.approx(0.5),
         "reward/t2i/a": 0.75,
         "reward_std/t2i/a": pytest.approx(math.sqrt(3) / 4),
+        # The groups are (0, 1), one without any, and (1, 1).
+        "group_std/t2i/a": pytest.approx(0.25),
+        "zero_std_ratio/t2i/a": pytest.approx(0.5),
+        "missing_ratio/t2i/a": pytest.approx(1 / 3),
     }
 
 
