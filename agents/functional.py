@@ -18,6 +18,8 @@ from torch import Tensor
 from agents.flow import x_0_from_velocity
 
 AdvantageStd = Literal["group", "global", "none"]
+KLDivisor = Literal["variance", "diffusion"]
+"""What a KL of two steps is divided by: ``2 std^2`` or ``2 g^2``, see ``gaussian_kl``."""
 
 _TINY = torch.finfo(torch.float32).tiny  # Keeps the 0 / 0 of a flat group, with eps = 0, at 0
 _MIN_NFT_WEIGHT = 1e-5  # DiffusionNFT's floor for its self-normalising weight; latents have unit scale
@@ -217,13 +219,13 @@ def approx_kl(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
 def gaussian_kl(mean: Tensor, reference_mean: Tensor, std: Tensor) -> Tensor:
     """KL between Gaussians of one standard deviation, ``mean_dims (mean - reference_mean)^2 / (2 std^2)``.
 
-    Flow-GRPO (arXiv:2505.05470). Nats per latent dimension.
-    Differs: Flow-GRPO's code divides by ``2 g^2`` and so leaves ``-dt`` out.
+    Flow-GRPO (arXiv:2505.05470). Nats per latent dimension. An SDE's step has ``std = g sqrt(-dt)``: Flow-GRPO's code
+    has g in std's place, which is ``-dt`` times the KL, and its published weights are made for that.
 
     Args:
         mean: [B, ...].
         reference_mean: [B, ...], a constant.
-        std: positive, broadcastable to ``mean``.
+        std: positive, broadcastable to ``mean``; or g.
 
     Returns:
         [B].

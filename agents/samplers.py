@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from agents.flow import broadcast_sigma, linear_sigmas, noise_from_velocity, x_0_from_velocity
-from agents.functional import check_choice, gaussian_kl, mean_dims
+from agents.functional import KLDivisor, check_choice, gaussian_kl, mean_dims
 
 Density = Literal["gaussian", "paper"]
 Diffusion = Callable[[Tensor, Tensor], Tensor]
@@ -37,6 +37,8 @@ class Transition:
     """Broadcastable to ``mean``, fp32; 0 where the step is deterministic."""
     density: Density = "gaussian"
     """What ``log_prob`` evaluates; ``paper`` is CPS's own, which leaves the deviation out."""
+    diffusion: Tensor | None = None
+    """g of an SDE's step, ``std / sqrt(-dt)``, shaped as ``std``; None for a step of no SDE."""
 
 
 def log_prob(transition: Transition, x_next: Tensor) -> Tensor:
@@ -70,9 +72,12 @@ def log_prob(transition: Transition, x_next: Tensor) -> Tensor:
     return mean_dims(-squared_error / (2 * std.square()) - std.log() - 0.5 * math.log(2 * math.pi))
 
 
-def kl(transition: Transition, reference: Transition) -> Tensor:
-    """``mean_dims (mean - reference.mean)^2 / (2 std^2)``: see ``functional.gaussian_kl``. -> [B]."""
-    return gaussian_kl(transition.mean, reference.mean, transition.std)
+def kl(transition: Transition, reference: Transition, divisor: KLDivisor = "variance") -> Tensor:
+    """``functional.gaussian_kl`` of two steps, with ``divisor="diffusion"`` over ``2 g^2``, not ``2 std^2``. -> [B]."""
+    scale = transition.std if divisor == "variance" else transition.diffusion
+    if scale is None:
+        raise ValueError('kl: expected an SDE\'s step for the divisor "diffusion", got one without g; use "variance"')
+    return gaussian_kl(transition.mean, reference.mean, scale)
 
 
 def flow_sde_g(noise_level: float = 0.7) -> Diffusion:
@@ -118,7 +123,7 @@ def sde_transition(
     dt = sigma_next - sigma
     g_sigma = g(sigma, sigma_next)
     drift = velocity.float() + g_sigma.square() / (2 * sigma) * noise_from_velocity(x, velocity, sigma)
-    return Transition(mean=x.float() + drift * dt, std=g_sigma * (-dt).sqrt())
+    return Transition(mean=x.float() + drift * dt, std=g_sigma * (-dt).sqrt(), diffusion=g_sigma)
 
 
 def cps_transition(

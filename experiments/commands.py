@@ -60,9 +60,14 @@ class SampleOptions:
 
     Attributes:
         prompt: what to draw; with a source image, what to change.
-        source_image: picture to edit; resized to the policy's size.
-        keep_shape: edit at the source's proportions, the longer side as long as the policy's, as UniPic 2.0 does;
+        source_image: picture to edit, or several for models that take several, in the order in which they are shown;
+            resized to the policy's size.
+        keep_shape: edit at the first source's proportions, the longer side as long as the policy's, as UniPic 2.0 does;
             published models only.
+        negative_prompt: what a published model is guided away from in text-to-image; as it was saved, or none, when
+            left out.
+        edit_negative_prompt: and in editing; as it was saved, or for UniPic 2.0's own folders the released script's,
+            when left out.
         policy: folder of a run or of a policy; the base that ships with the package when left out.
         num_images: how many to draw.
         seed: of the noise; image i follows from (seed, i) alone.
@@ -77,6 +82,8 @@ class SampleOptions:
     prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
     source_image: tuple[Path, ...] = ()
     keep_shape: bool = False
+    negative_prompt: str | None = None
+    edit_negative_prompt: str | None = None
     policy: Path | None = None
     num_images: int = 4
     seed: int = 0
@@ -89,24 +96,21 @@ class SampleOptions:
     def __post_init__(self) -> None:
         if self.num_images < 1 or (self.scale is not None and self.scale < 1):
             raise ValueError(f"num_images and scale: expected 1 or more, got {self.num_images} and {self.scale}")
-        if len(self.source_image) > 1:
-            raise ValueError(f"source_image: expected one picture, got {len(self.source_image)}; edit them in turn")
 
 
 def sample(arguments: Sequence[str]) -> None:
-    """``pdtr sample PROMPT [--source-image PATH] [--flags]``: draw images, print where they are.
+    """``pdtr sample PROMPT [--source-image PATH ...] [--flags]``: draw images, print where they are.
 
-    The source leads the picture where there is one.
+    The sources lead the picture where there are any.
 
     Raises:
         ValueError: a bad value, or a folder or file that is not what it should be.
         OSError: a file cannot be read or written.
     """
     options = parse(SampleOptions(tyro.MISSING), Usage("pdtr sample"), arguments)
-    import torch
     from PIL import Image
 
-    from pdtr.sampling import evaluation_sampler, image_grid, load_policy, policy_folder, sample_images
+    from pdtr.sampling import evaluation_sampler, image_grid, sample_images
     from rewards.base import Prompt
 
     if options.output.suffix.lower() not in Image.registered_extensions():
@@ -117,10 +121,7 @@ def sample(arguments: Sequence[str]) -> None:
         num_inference_steps=options.num_inference_steps,
         shift=options.shift,
     )
-    policy = load_policy(policy_folder(options.policy))
-    policy.to("cuda" if torch.cuda.is_available() else "cpu")
-    if options.keep_shape:
-        _take_shape(policy, options.source_image)
+    policy = _sampled_policy(options)
     sources = tuple(_source(path, policy.image_size) for path in options.source_image)
     _note_unknown_words(policy, options.prompt)
     prompt = Prompt(options.prompt, sources)
@@ -187,6 +188,20 @@ def _check_recipe(folder: Path, name: str) -> None:
             f"{folder}: expected a run of {name!r} to resume, got one of {begun!r}; "
             f"type: pdtr train {begun} --resume --output-dir {shlex.quote(str(folder))}"
         )
+
+
+def _sampled_policy(options: SampleOptions) -> FlowPolicy:
+    """The policy to draw with, on its device and at the size to draw at."""
+    from pdtr.benchmarks.settings import model_settings
+    from pdtr.sampling import device_or_gpu, load_policy, policy_folder
+
+    folder = policy_folder(options.policy)
+    negatives = {name: getattr(options, name) for name in ("negative_prompt", "edit_negative_prompt")}
+    policy = load_policy(folder, model_settings(folder, **negatives))
+    policy.to(device_or_gpu())
+    if options.keep_shape:
+        _take_shape(policy, options.source_image)
+    return policy
 
 
 def _source(path: Path, image_size: tuple[int, int]) -> Images:

@@ -12,7 +12,7 @@ from experiments.flags import Usage, parse
 from rewards.names import hint
 
 if TYPE_CHECKING:
-    from experiments.eval_options import DrawOptions
+    from experiments.eval_drawing import DrawOptions
     from pdtr.benchmarks.base import Benchmark, Scorer
     from pdtr.benchmarks.scoring import Row
 
@@ -60,8 +60,8 @@ def _check_spelling(name: str, names: Sequence[str]) -> None:
 
 def run(options: DrawOptions) -> None:
     """Draw what is missing, score what is missing, print the table, and write ``results.json``."""
-    from pdtr.benchmarks.drawing import IMAGES
     from pdtr.benchmarks.scoring import ROWS, score_images
+    from pdtr.benchmarks.settings import IMAGES
 
     benchmark = options.benchmark().limited(options.limit, options.samples)
     _tell_problems(benchmark)
@@ -81,13 +81,13 @@ def run(options: DrawOptions) -> None:
                 _draw(options, benchmark, output)
             elif not root.is_dir():
                 raise ValueError(f"images: expected a folder, got {root}, which is none")
-            rows = score_images(benchmark, scorer, root, output / ROWS, _progress("scored"))
+            rows = score_images(benchmark, scorer, root, output / ROWS, progress("scored"))
             _finish(benchmark, scorer, rows, output)
 
 
 def _default_output(options: DrawOptions) -> Path:
     """Beside the images where some are given: in the folder that they were drawn into, or in one named after theirs."""
-    from pdtr.benchmarks.drawing import IMAGES, SETTINGS
+    from pdtr.benchmarks.settings import IMAGES, SETTINGS
 
     if options.images is None:
         return Path("runs") / "eval" / options.NAME
@@ -100,51 +100,27 @@ def _default_output(options: DrawOptions) -> Path:
 def _draw(options: DrawOptions, benchmark: Benchmark, output: Path) -> None:
     import torch
 
-    from pdtr.benchmarks.drawing import (
-        IMAGES,
-        DrawingSettings,
-        Plan,
-        claim,
-        draw,
-        folder_sha256,
-        model_settings,
-        shown_settings,
-    )
+    from pdtr.benchmarks.drawing import Artist, Plan
+    from pdtr.benchmarks.settings import model_settings
     from pdtr.sampling import evaluation_sampler, load_policy, policy_folder
 
     torch.set_num_threads(options.num_threads)
     folder = policy_folder(options.policy)
-    model = model_settings(folder, height=options.height, width=options.width, dtype=options.dtype)
+    names = ("height", "width", "dtype", "negative_prompt", "edit_negative_prompt")
+    model = model_settings(folder, **{name: getattr(options, name) for name in names})
     sampler = evaluation_sampler(
         options.policy,
         guidance_scale=options.guidance_scale,
         num_inference_steps=options.num_inference_steps,
         shift=options.shift,
     )
-    policy = load_policy(folder, model)
-    settings = DrawingSettings(
-        benchmark=benchmark.name,
-        prompts=benchmark.digest,
-        samples=benchmark.samples,
-        policy=str(folder),
-        policy_sha256=folder_sha256(folder),
-        sampler=type(sampler).__name__,
-        num_inference_steps=sampler.num_inference_steps,
-        guidance_scale=sampler.guidance_scale,
-        shift=sampler.shift,
-        image_size=policy.image_size,
-        seed=options.seed,
-        model=shown_settings(model),
-    )
-    claim(output, settings)
-    policy.to(options.device)
-    plan = Plan(options.seed, options.chunk_size, _progress("drawn"))
-    draw(policy, benchmark, output / IMAGES, sampler, plan)
+    artist = Artist(folder, load_policy(folder, model), sampler, model, options.used_device())
+    artist.draw(benchmark, output, Plan(options.seed, options.chunk_size, progress("drawn"), options.keeps_shape))
 
 
 def _finish(benchmark: Benchmark, scorer: Scorer, rows: Sequence[Row], output: Path) -> None:
-    from pdtr.benchmarks.drawing import read_settings
     from pdtr.benchmarks.results import RESULTS, format_results, results_of, save_results
+    from pdtr.benchmarks.settings import read_settings
 
     results = results_of(benchmark, scorer, rows, read_settings(output))
     save_results(output / RESULTS, results)
@@ -161,7 +137,7 @@ def _tell_problems(benchmark: Benchmark) -> None:
         print(f"note: skipped {more} more bad rows", file=sys.stderr)
 
 
-def _progress(what: str) -> Callable[[int, int], None]:
+def progress(what: str) -> Callable[[int, int], None]:
     """Says every tenth of the way, on the standard error."""
     said = [0]
 
@@ -179,8 +155,8 @@ class CompareOptions:
     """Compare two evaluations of one benchmark, prompt by prompt: B minus A, its interval, and a p-value.
 
     Attributes:
-        compare: folders with results.json, A and B.
-        output: a JSON file for the differences.
+        compare: folders with results.json, A and B; those of the embedded world have a folder a task.
+        output: a JSON file for the differences; of several tasks, a file each, with the task's name in it.
     """
 
     compare: tuple[Path, Path]
@@ -194,11 +170,28 @@ def _compare(arguments: Sequence[str], name: str) -> None:
     from pdtr.benchmarks.results import load_results
 
     options = parse(CompareOptions(tyro.MISSING), Usage("pdtr eval"), arguments)
-    first, second = (load_results(path) for path in options.compare)
-    if name and first.benchmark != name:
-        raise ValueError(f"compare: expected results of {name}, got those of {first.benchmark}")
-    found = compare(first, second)
-    print(format_differences(first, second, found))
-    if options.output is not None:
-        save_differences(options.output, first, second, found)
-        print(f"differences: {options.output}")
+    pairs = _pairs(*options.compare)
+    for task, paths in pairs.items():
+        first, second = (load_results(path) for path in paths)
+        # Those of the embedded world are called scenes-t2i and scenes-edit.
+        if name and name != first.benchmark.partition("-")[0]:
+            raise ValueError(f"compare: expected results of {name}, got those of {first.benchmark}")
+        found = compare(first, second)
+        print(format_differences(first, second, found))
+        if options.output is not None:
+            path = options.output.with_stem(f"{options.output.stem}_{task}") if len(pairs) > 1 else options.output
+            save_differences(path, first, second, found)
+            print(f"differences: {path}")
+
+
+def _pairs(first: Path, second: Path) -> dict[str, tuple[Path, Path]]:
+    """What to compare with what, by the name of the folder: two results, or those of all tasks that both have."""
+    from pdtr.benchmarks.results import RESULTS
+
+    by_task = [
+        {path.parent.name: path.parent for path in sorted(side.glob(f"*/{RESULTS}"))} for side in (first, second)
+    ]
+    shared = [task for task in by_task[0] if task in by_task[1]]
+    if not shared or any((side / RESULTS).is_file() for side in (first, second)):
+        return {"": (first, second)}
+    return {task: (by_task[0][task], by_task[1][task]) for task in shared}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
+from experiments.eval_drawing import DrawOptions, EditOptions
 from experiments.eval_judges import JudgeFlags, judges
 
 if TYPE_CHECKING:
@@ -18,84 +18,6 @@ if TYPE_CHECKING:
 
 Detector = Literal["instance", "box", "owl", "grounding", "scenes"]
 PreferenceName = Literal["pickscore", "hps", "imagereward", "aesthetic", "clip"]
-
-
-@dataclass(frozen=True)
-class DrawOptions(ABC):
-    """What every benchmark has: data, policy, images, and how they are drawn.
-
-    Attributes:
-        data: the benchmark's published file or folder.
-        policy: folder of a run or of a policy to draw with; the base that ships with the package when left out.
-        images: a folder of images in the official layout, to score without drawing.
-        output: folder of images, scores and results; runs/eval/NAME when left out.
-        draw_only: draw, and leave the scoring for another time, or to the official scorer.
-        limit: this many prompts, evenly over the file; the numbers are labelled.
-        samples: images a prompt in place of the protocol's; the numbers are labelled.
-        seed: of the noise.
-        guidance_scale: classifier-free guidance, 1 is none; the run's or the policy's own when left out.
-        num_inference_steps: denoising steps; the run's or the policy's own when left out.
-        shift: of the sigma schedule; the policy's own when left out.
-        height: of images in pixels, for published models; as the model was saved, or 512, when left out.
-        width: of images in pixels, as height.
-        dtype: of a published model; as it was saved, or bfloat16, when left out.
-        chunk_size: images drawn at once.
-        device: torch's name of the device for the policy and for scorers, such as cuda.
-        num_threads: torch threads.
-    """
-
-    data: Path | None = None
-    policy: Path | None = None
-    images: Path | None = None
-    output: Path | None = None
-    draw_only: bool = False
-    limit: int | None = None
-    samples: int | None = None
-    seed: int = 0
-    guidance_scale: float | None = None
-    num_inference_steps: int | None = None
-    shift: float | None = None
-    height: int | None = None
-    width: int | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    chunk_size: int = 16
-    device: str = "cpu"
-    num_threads: int = 2
-
-    NAME: ClassVar[str]
-    FILE: ClassVar[str]
-    """What its data is called, and where it is to be had."""
-
-    def __post_init__(self) -> None:
-        if min(self.chunk_size, self.num_threads) < 1 or self.seed < 0:
-            raise ValueError(
-                "chunk_size and num_threads of 1 or more and seed of 0 or more: expected, got "
-                f"{self.chunk_size}, {self.num_threads} and {self.seed}"
-            )
-        if self.images is not None and (self.policy is not None or self.draw_only):
-            raise ValueError("images: expected no --policy and no --draw-only beside it, for nothing is drawn then")
-
-    @abstractmethod
-    def benchmark(self) -> Benchmark:
-        """The whole benchmark of the data."""
-
-    @abstractmethod
-    def scorer(self) -> AbstractContextManager[Scorer]:
-        """What scores its images; a judge's connections are closed in the end."""
-
-    def official_rows(self, benchmark: Benchmark) -> tuple[list[Row], Scorer] | None:
-        """What the official scorer has said of the images, where its results are given; None otherwise."""
-        return None
-
-    def file(self) -> Path:
-        """The data.
-
-        Raises:
-            ValueError: none is given.
-        """
-        if self.data is None:
-            raise ValueError(f"data: expected {self.FILE}, got none; type: pdtr eval {self.NAME} --data PATH")
-        return self.data
 
 
 @dataclass(frozen=True)
@@ -141,7 +63,7 @@ class GenEvalOptions(DrawOptions):
 
         if self.detector == "scenes":
             return nullcontext(scenes_scorer())
-        placement = Placement(self.device)
+        placement = Placement(self.used_device())
         query = "a photo of a {}" if self.detector == "owl" else "{}"
         settings = DetectorSettings(self.detector_model, query=query, placement=placement)
         kinds: dict[str, Callable[[DetectorSettings], Finder]]
@@ -176,18 +98,16 @@ class DPGOptions(JudgeFlags, DrawOptions):
 
 
 @dataclass(frozen=True)
-class GEditOptions(JudgeFlags, DrawOptions):
+class GEditOptions(JudgeFlags, EditOptions):
     """GEdit-Bench: edits of eleven kinds, by VIEScore.
 
     Attributes:
         language: of the instructions.
-        image_root: folder that paths of pictures in the data start from; the data's own when left out.
         consistency_template: what the judge is asked about the change, a name or a path.
         quality_template: what it is asked about the picture.
     """
 
     language: Literal["en", "cn"] = "en"
-    image_root: Path | None = None
     consistency_template: str = "viescore_sc.v1"
     quality_template: str = "viescore_pq.v1"
 
@@ -210,15 +130,13 @@ class GEditOptions(JudgeFlags, DrawOptions):
 
 
 @dataclass(frozen=True)
-class ImgEditOptions(JudgeFlags, DrawOptions):
+class ImgEditOptions(JudgeFlags, EditOptions):
     """ImgEdit-Bench, its basic suite: edits of nine kinds, three grades of 1 to 5.
 
     Attributes:
-        image_root: folder that paths of pictures in the data start from; the data's own when left out.
         template: what the judge is asked, a name or a path.
     """
 
-    image_root: Path | None = None
     template: str = "imgedit.v1"
 
     NAME = "imgedit"
@@ -289,7 +207,7 @@ class DrawBenchOptions(DrawOptions):
         from pdtr.benchmarks.drawbench import panel_scorer
 
         given = {"pickscore": self.pickscore_weights, "clip": self.clip_weights}
-        found = {name: preference_models(name, given.get(name, ""), self.device) for name in self.scorers}
+        found = {name: preference_models(name, given.get(name, ""), self.used_device()) for name in self.scorers}
         rewards: dict[str, Reward] = {name: reward for name, (reward, _) in found.items()}
         told = [f"{name} with the weights {given[name]}" for name in self.scorers if given.get(name)]
         return nullcontext(panel_scorer(rewards, {name: weights for name, (_, weights) in found.items()}, told))

@@ -1,22 +1,23 @@
-"""``pdtr eval``: held-out strict success of a saved policy, skill by skill, with Wilson intervals."""
+"""``pdtr eval`` and ``pdtr eval scenes``: held-out strict success of a policy of the embedded world, by skill."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
 import tyro
-from numpy.typing import NDArray
 
 from experiments.flags import Usage, parse
+from pdtr.benchmarks.scenes import NUM_PROMPTS
 
 if TYPE_CHECKING:
-    from pdtr.evaluate import Evaluation
+    from pdtr.benchmarks.aggregate import Number
+    from pdtr.benchmarks.drawing import Artist
+    from pdtr.benchmarks.results import Results
     from pdtr.tasks import Task
 
 _CONFIDENCE = 0.95
@@ -37,18 +38,21 @@ class EvalOptions:
         num_inference_steps: denoising steps; those of the run's evaluation when left out.
         shift: of the sigma schedule, above 1 puts more steps at high noise; that of the run's evaluation when left out.
         chunk_size: images drawn at once.
+        device: torch's name of the device to draw on; the GPU where there is one, when left out.
         num_threads: torch threads.
-        output: a JSON file for the numbers, prompt by prompt.
+        output: folder for images, scores and results, a folder a task in it; --compare takes two of them. Nothing is
+            kept when left out.
     """
 
     folder: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")] = None
     task: Literal["t2i", "edit", "both"] = "both"
-    num_prompts: int = 600
+    num_prompts: int = NUM_PROMPTS
     prompts: Path | None = None
     guidance_scale: float | None = None
     num_inference_steps: int | None = None
     shift: float | None = None
     chunk_size: int = 60
+    device: str = ""
     num_threads: int = 2
     output: Path | None = None
 
@@ -57,6 +61,10 @@ class EvalOptions:
             raise ValueError(
                 "num_prompts, chunk_size and num_threads: expected 1 or more, got "
                 f"{self.num_prompts}, {self.chunk_size} and {self.num_threads}"
+            )
+        if self.output is not None and (self.output.suffix == ".json" or self.output.is_file()):
+            raise ValueError(
+                f"output: expected a folder, got the file {self.output}; type: --output {self.output.with_suffix('')}"
             )
 
 
@@ -70,6 +78,8 @@ class Row:
         strict: share of successes, NaN where none could be judged.
         low: lower end of the 95 % Wilson interval.
         high: upper end.
+        error: the standard error, NaN where it cannot be said.
+        failed: how many could not be judged.
     """
 
     skill: str
@@ -77,83 +87,81 @@ class Row:
     strict: float
     low: float
     high: float
+    error: float
+    failed: int
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    """``pdtr eval [FOLDER] [--flags]``: print the table, and write the JSON file where one is asked for.
+    """``pdtr eval [FOLDER] [--flags]``: draw what is missing, score what is missing, and print a table a task.
 
     Raises:
         ValueError: a bad value, or a folder or file that is not what it should be.
         OSError: a file cannot be read or written.
+        KeyboardInterrupt: stopped; its text says how to go on, where what is done is kept.
     """
     options = parse(EvalOptions(), Usage("pdtr eval"), arguments)
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with _folder(options.output) as output:
+            artist = _artist(options)
+            for task in _tasks(options):
+                results = _measured(task, artist, output / task.name, options)
+                print(format_success(results), flush=True)
+                if options.output is not None:
+                    print(f"results: {output / task.name / 'results.json'}", flush=True)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("go on with the same command: what is done is kept" * bool(options.output)) from None
+
+
+@contextmanager
+def _folder(output: Path | None) -> Iterator[Path]:
+    """The folder that is asked for, or else one that is gone in the end."""
+    if output is not None:
+        yield output
+        return
+    with tempfile.TemporaryDirectory(prefix="pdtr_eval_") as folder:
+        yield Path(folder)
+
+
+def _artist(options: EvalOptions) -> Artist:
     import torch
 
-    from pdtr.evaluate import evaluate as run
-    from pdtr.sampling import evaluation_sampler, load_policy, policy_folder
+    from pdtr.benchmarks.drawing import Artist
+    from pdtr.benchmarks.settings import model_settings
+    from pdtr.sampling import device_or_gpu, evaluation_sampler, load_policy, policy_folder
 
+    torch.set_num_threads(options.num_threads)
     folder = policy_folder(options.folder)
+    model = model_settings(folder)
     sampler = evaluation_sampler(
         options.folder,
         guidance_scale=options.guidance_scale,
         num_inference_steps=options.num_inference_steps,
         shift=options.shift,
     )
-    policy = load_policy(folder)
-    torch.set_num_threads(options.num_threads)
-    results: dict[str, Any] = {}
-    for task in _tasks(options):
-        print(f"drawing {len(task.final)} images for {task.name} ...", file=sys.stderr, flush=True)
-        envs = task.make_envs(min(options.chunk_size, len(task.final)), is_evaluation=True)
-        with torch.no_grad():
-            found = run(policy, envs, task.final, sampler, success=task.success)
-        rows = success_rows(found)
-        print(format_rows(task.name, rows, missing=int(np.isnan(found.strict).sum())), flush=True)
-        results[task.name] = _as_json(found, rows)
-    if options.output is not None:
-        content = {"policy": str(folder), "sampler": asdict(sampler), "confidence": _CONFIDENCE, "tasks": results}
-        _write(options.output, json.dumps(content, indent=1) + "\n")
-        print(f"numbers: {options.output}")
+    return Artist(folder, load_policy(folder, model), sampler, model, device_or_gpu(options.device))
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text)
-    except OSError as error:
-        # A write that fails, unlike an opening that does, does not say where.
-        error.filename = error.filename or str(path)
-        raise
+def _measured(task: Task, artist: Artist, output: Path, options: EvalOptions) -> Results:
+    from experiments.eval import progress
+    from pdtr.benchmarks.drawing import Plan
+    from pdtr.benchmarks.results import RESULTS, results_of, save_results
+    from pdtr.benchmarks.scenes import final_noise, scenes_benchmark, scenes_scorer
+    from pdtr.benchmarks.scoring import ROWS, score_images
+    from pdtr.benchmarks.settings import IMAGES, read_settings
+    from pdtr.evaluate import EVALUATION_SEED
 
-
-def success_rows(found: Evaluation) -> list[Row]:
-    """Each skill's success in order of first appearance, then that of all; what could not be judged is left out."""
-    skills = np.array(found.skills)
-    masks = {skill: skills == skill for skill in dict.fromkeys(found.skills)}
-    masks["all"] = np.ones(len(skills), bool)
-    return [_row(skill or "-", found.strict[mask]) for skill, mask in masks.items()]
-
-
-def format_rows(task: str, rows: Sequence[Row], missing: int) -> str:
-    """A table in plain text."""
-    width = max(len(row.skill) for row in rows)
-    lines = [f"{task}: held-out strict success, {_CONFIDENCE:.0%} Wilson interval"]
-    for row in rows:
-        share = f"{row.strict:7.1%}  [{row.low:6.1%}, {row.high:6.1%}]" if row.count else f"{'-':>7}  {'':16}"
-        lines.append(f"  {row.skill:<{width}}  {share}  n={row.count}")
-    return "\n".join([*lines, f"  {missing} could not be judged"] if missing else lines)
-
-
-def _row(skill: str, strict: NDArray[np.float32]) -> Row:
-    from pdtr.statistics import wilson_interval
-
-    judged = strict[~np.isnan(strict)]
-    if len(judged) == 0:
-        return Row(skill, 0, float("nan"), float("nan"), float("nan"))
-    successes = int((judged > 0.5).sum())
-    interval = wilson_interval(successes, len(judged), _CONFIDENCE)
-    return Row(skill, len(judged), interval.value, interval.low, interval.high)
+    if artist.policy.image_size != task.image_size:
+        raise ValueError(
+            f"{artist.folder}: expected a policy that draws {task.image_size} pixels, as the embedded world has, got "
+            f"one of {artist.policy.image_size}; published models have benchmarks of their own, see docs/evaluation.md"
+        )
+    benchmark, scorer = scenes_benchmark(task, is_suite=options.prompts is None), scenes_scorer(task)
+    plan = Plan(EVALUATION_SEED, options.chunk_size, progress(f"{task.name}: drawn"), noise=final_noise)
+    artist.draw(benchmark, output, plan)
+    rows = score_images(benchmark, scorer, output / IMAGES, output / ROWS)
+    results = results_of(benchmark, scorer, rows, read_settings(output))
+    save_results(output / RESULTS, results)
+    return results
 
 
 def _tasks(options: EvalOptions) -> list[Task]:
@@ -175,12 +183,36 @@ def _tasks(options: EvalOptions) -> list[Task]:
     return [replace(tasks[name], final=loaded.prompts[: options.num_prompts])]
 
 
-def _as_json(found: Evaluation, rows: Sequence[Row]) -> dict[str, Any]:
-    """JSON has no NaN: what could not be judged is null."""
+def success_rows(results: Results) -> list[Row]:
+    """Each skill's success in order of first appearance, then that of all; what could not be judged is left out."""
+    from pdtr.benchmarks.scenes import SUCCESS
 
-    def plain(values: NDArray[np.float32]) -> list[float | None]:
-        return [None if np.isnan(value) else float(value) for value in values]
+    return [_row(number) for number in results.numbers if number.metric == SUCCESS]
 
-    by_skill = {row.skill: {k: v for k, v in asdict(row).items() if k != "skill" and v == v} for row in rows}
-    details = {"ids": list(found.ids), "skills": list(found.skills)}
-    return {"success": by_skill, **details, "strict": plain(found.strict), "reward": plain(found.reward)}
+
+def _row(number: Number) -> Row:
+    from pdtr.benchmarks.aggregate import OVERALL
+    from pdtr.statistics import wilson_interval
+
+    skill = "all" if number.task == OVERALL else number.task
+    # A success is 1 or 0 and a prompt has one image.
+    successes = round(number.value * number.prompts) if number.prompts else 0
+    strict, low, high = wilson_interval(successes, number.prompts, _CONFIDENCE)
+    return Row(skill, number.prompts, strict, low, high, number.error, number.failed)
+
+
+def format_success(results: Results) -> str:
+    """How the images were drawn and each skill's success, as a table in plain text."""
+    from pdtr.benchmarks.settings import describe
+
+    rows = success_rows(results)
+    width = max(len(row.skill) for row in rows)
+    lines = [f"{results.title}: strict success, {_CONFIDENCE:.0%} Wilson interval, standard error"]
+    lines.append(f"  drawn: {describe(results.drawing)}")
+    lines += [f"  not the suite: {'; '.join(results.deviations)}"] * bool(results.deviations)
+    for row in rows:
+        share = f"{row.strict:7.1%}  [{row.low:6.1%}, {row.high:6.1%}]" if row.count else f"{'-':>7}  {'':16}"
+        error = f"{row.error:.1%}" if row.error == row.error else "-"
+        lines.append(f"  {row.skill:<{width}}  {share}  +- {error:<5}  n={row.count}  failed {row.failed}")
+    lines.append("  +- is the standard error, s / sqrt(n) over prompts; images that could not be judged are left out")
+    return "\n".join([*lines, *(f"  failed: {count} x {reason}" for reason, count in results.failures.items())])

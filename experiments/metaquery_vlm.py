@@ -24,9 +24,10 @@ from envs.scenes.pretraining import vocabulary
 from envs.scenes.render import render
 from envs.scenes.world import CANVAS, Scene
 from experiments.scenes_judge_model import JudgeInputs
-from experiments.scenes_judge_reward import find_template
+from experiments.scenes_judge_reward import TEMPLATE
 from experiments.scenes_judge_schedule import Rates, Schedule
 from experiments.scenes_judge_training import train_vision
+from experiments.served_rewards import find_template
 from rewards.judges.tiny import TinyVLM, tiny_model, tiny_tokenizer
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def train_vlm(
         say: told of progress.
     """
     model = reader.lmm.train()
-    train_vision(model, JudgeInputs(reader.tokenizer, shape, find_template()), rates, steps[0], say)
+    train_vision(model, JudgeInputs(reader.tokenizer, shape, find_template(TEMPLATE)), rates, steps[0], say)
     rng, schedule = np.random.default_rng((rates.seed, 3)), Schedule([model], rates, steps[1])
     right: list[float] = []
     for step in range(steps[1]):

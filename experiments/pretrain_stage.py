@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agents.policies.backbone_settings import BackboneSettings
 from envs.data.batches import BatchSettings
+from envs.data.buckets import FACTOR, ProgressiveResolution
 from pdtr.pretraining_stages import PUBLISHED, Stage, StageConfig
 from pdtr.processes import ProcessSettings, num_processes
 
@@ -38,12 +39,17 @@ class StageOptions:
         connector: with a generator: the folder "conditioner" of stage A's policy; a new one when left out.
         t2i: files or globs with texts and pictures (jsonl, json, csv, tsv, parquet, tar).
         edit: files or globs with instructions and pictures before and after.
-        held_out_t2i: files that are not trained on, whose first batch is measured, at the first resolution.
+        held_out_t2i: files that are not trained on, whose first batch is measured, at ``batches.resolution``'s first.
         held_out_edit: the same of edits.
         image_root: folder that pictures' paths start from; each file's own when left out.
         stage: what is trained, and how.
-        batches: how batches are made of the files.
-        backbone: how the model is loaded and run; its size is that of the policy which is saved.
+        batches: how batches are made of the files. That aspect ratios are balanced is published.
+        first_size: S of the pictures that training begins with, before ``batches.resolution``. That resolutions grow is
+            published; which they are, when and in which stages is ours.
+        first_share: of the steps, at ``first_size``; 0: none.
+        backbone: how the model is loaded and run; its size is that of the policy which is saved. Every batch has new
+            texts, so the encoders stay on the device: SD3's take 11 GB in bfloat16. ``offload_encoders`` would move
+            them there and back for each.
         processes: how several processes share the stage.
     """
 
@@ -57,8 +63,12 @@ class StageOptions:
     held_out_edit: tuple[str, ...] = ()
     image_root: Path | None = None
     stage: StageConfig = field(default_factory=lambda: PUBLISHED["B"])
-    batches: BatchSettings = field(default_factory=BatchSettings)
-    backbone: BackboneSettings = field(default_factory=lambda: BackboneSettings(float32_weights=True))
+    batches: BatchSettings = field(default_factory=lambda: BatchSettings(balanced=True))
+    first_size: int = 256
+    first_share: float = 0.5
+    backbone: BackboneSettings = field(
+        default_factory=lambda: BackboneSettings(float32_weights=True, offload_encoders=False)
+    )
     processes: ProcessSettings = field(default_factory=ProcessSettings)
 
     def __post_init__(self) -> None:
@@ -72,6 +82,29 @@ class StageOptions:
             raise ValueError("--connector: expected a --generator with it; a --model has its own")
         if not self.backbone.float32_weights:
             raise ValueError("--backbone.float32-weights: expected True, for small updates are lost in less")
+        if not 0 <= self.first_share < 1:
+            raise ValueError(f"--first-share: expected a share of at least 0 and below 1, got {self.first_share}")
+        following = self.batches.resolution.sizes[0]
+        if self.first_share and not FACTOR <= self.first_size < following:
+            raise ValueError(
+                f"--first-size: expected {FACTOR} or more and less than --batches.resolution.sizes, {following}, got "
+                f"{self.first_size}; --first-share 0 leaves it out"
+            )
+
+    def task_batches(self, task: str) -> BatchSettings:
+        """How the batches of a task are made: ``batches``, after ``first_share`` of the steps at ``first_size``."""
+        steps = round(self.first_share * self.stage.num_steps)
+        if not steps:
+            return self.batches
+        cycle, own = self.stage.cycle, self.batches.resolution
+        size = own.batch_size(0, self.batches.batch_size)
+        start = steps * self.stage.global_batch_size // (size * len(cycle)) * cycle.count(task)
+        schedule = ProgressiveResolution(
+            (self.first_size, *own.sizes),
+            (0, *(start + following for following in own.starts)),
+            own.batch_sizes and (size, *own.batch_sizes),
+        )
+        return replace(self.batches, resolution=schedule)
 
 
 def check(options: StageOptions, resume: bool) -> None:
@@ -168,18 +201,17 @@ def _source(options: StageOptions, processes: Processes) -> StreamBatches:
     sets = {
         task: [RecordSet(files[task], image_root=options.image_root)] for task in dict.fromkeys(options.stage.cycle)
     }
-    return StreamBatches(sets, options.batches, processes.rank, processes.count)
+    settings = {task: options.task_batches(task) for task in sets}
+    return StreamBatches(sets, settings, processes.rank, processes.count)
 
 
 def _held_out(options: StageOptions) -> dict[str, SupervisedBatch]:
     """The first batch of each task's held-out files, in their own order."""
-    from dataclasses import replace
-
     from envs.data.records import RecordSet
     from envs.data.stream import StreamBatches
 
     found = {}
-    settings = replace(options.batches, window=0, prefetch=0, num_workers=0)
+    settings = replace(options.batches, balanced=False, window=0, prefetch=0, num_workers=0)
     for task, files in {"t2i": options.held_out_t2i, "edit": options.held_out_edit}.items():
         if files and task in options.stage.cycle:
             source = StreamBatches({task: [RecordSet(files, image_root=options.image_root)]}, settings)

@@ -1,12 +1,15 @@
-"""The rewards of published runs as a ``RewardSource``: which weights, where they run; loaded with the first picture."""
+"""The rewards of published runs as a ``RewardSource``: weights in every process, a judge, or a reward server."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from experiments.served_rewards import EditJudge, RemoteScorer
 from rewards.detected import Reading
 
 if TYPE_CHECKING:
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
 
 # From here on a name with two slashes is a folder, and not a repository of the hub.
 _FOLDER_PARTS = 3
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ class EditRewardWeights:
         if not path.is_dir() and len(path.parts) >= _FOLDER_PARTS:
             raise ValueError(
                 f"rewards.edit.checkpoint: expected a trained edit reward, got {self.checkpoint!r}, no folder; "
-                "train one (pdtr edit-reward train --base Qwen/Qwen2.5-VL-7B-Instruct --data SCORED_EDITS), or name one"
+                "train one (pdtr edit-reward train --base Qwen/Qwen2.5-VL-7B-Instruct --data SCORED_EDITS), name one, "
+                "or another reward: --rewards.edit-by judge, or remote; --tasks.edit-reward MODULE:REWARD"
             )
         if path.exists():
             checkpoint_folder(self.checkpoint)
@@ -140,24 +146,88 @@ class OCRReader:
 
 @dataclass(frozen=True)
 class PublishedRewards:
-    """The rewards of a run by task.
+    """The rewards of a run by task: weights in every process, or what other machines serve.
 
     Attributes:
-        edit: of edits; None where the run has none.
-        t2i: of text-to-image; None where the run has none.
+        edit: weights that reward edits; None where the run has none.
+        t2i: weights that reward text-to-image; None where the run has none.
+        edit_by: what rewards edits: the weights, the judge, or the server of edit_remote.
+        t2i_by: what rewards text-to-image: the weights, or the server of t2i_remote.
+        judge: of edits.
+        edit_remote: of edits.
+        t2i_remote: of text-to-image, such as GenEval with a detector that needs an environment of its own.
+
+    Raises:
+        ValueError: a judge or a server is named that nothing asks, or asked that is not named.
     """
 
     edit: EditRewardWeights | None = None
     t2i: GenEvalWeights | PickScoreWeights | OCRReader | None = None
+    edit_by: Literal["weights", "judge", "remote"] = "weights"
+    t2i_by: Literal["weights", "remote"] = "weights"
+    judge: EditJudge = field(default_factory=EditJudge)
+    edit_remote: RemoteScorer = field(default_factory=RemoteScorer)
+    t2i_remote: RemoteScorer = field(default_factory=RemoteScorer)
+
+    def __post_init__(self) -> None:
+        if self.edit_by != "judge" and self.judge != EditJudge():
+            raise ValueError(
+                f"rewards.judge: expected no settings where edits are rewarded by {self.edit_by}, got {self.judge}; "
+                "add --rewards.edit-by judge"
+            )
+        for task, by, remote in (("edit", self.edit_by, self.edit_remote), ("t2i", self.t2i_by, self.t2i_remote)):
+            if by != "remote" and remote != RemoteScorer():
+                raise ValueError(
+                    f"rewards.{task}_remote: expected no settings where {task} is rewarded by {by}, got {remote}; "
+                    f"add --rewards.{task}-by remote"
+                )
+            if by == "remote" and not remote.url:
+                raise ValueError(
+                    f"rewards.{task}_remote.url: expected where a reward server is (pdtr reward serve MODULE:REWARD), "
+                    f"got none; add --rewards.{task}-remote.url URL"
+                )
 
     def make_rewards(self) -> Mapping[str, Reward]:
-        """The rewards by task, not loaded yet.
+        """The rewards by task; each is made when it is asked for: a judge and a server are tried, weights not loaded.
 
-        Raises:
-            ValueError: a folder that is not there, or a package that is not installed.
+        Asking for one raises ValueError: a folder that is not there, a package that is not installed, no server that
+        answers.
         """
-        given = {"edit": self.edit, "t2i": self.t2i}
-        return {name: weights.make() for name, weights in given.items() if weights is not None}
+        makes: dict[str, Callable[[], Reward]] = {}
+        for task, by, weights in (("edit", self.edit_by, self.edit), ("t2i", self.t2i_by, self.t2i)):
+            if by == "judge":
+                makes[task] = self.judge.make
+            elif by == "remote":
+                remote = self.edit_remote if task == "edit" else self.t2i_remote
+                makes[task] = partial(remote.make, f"--rewards.{task}-remote.url")
+            elif weights is not None:
+                makes[task] = weights.make
+            if by != "weights" and weights is not None and weights != type(weights)():
+                logger.warning("%s is rewarded by %s: %s is not used", task, by, weights)
+        return _MadeWhenAsked(makes)
+
+
+class _MadeWhenAsked(Mapping[str, "Reward"]):
+    """Rewards of which nobody has to serve, or to have, one that a task of its own reward never asks for."""
+
+    def __init__(self, makes: Mapping[str, Callable[[], Reward]]) -> None:
+        self._makes = makes
+        self._made: dict[str, Reward] = {}
+
+    def __getitem__(self, task: str) -> Reward:
+        if task not in self._made:
+            self._made[task] = self._makes[task]()
+        return self._made[task]
+
+    def __contains__(self, task: object) -> bool:
+        # Mapping's own asks for the value.
+        return task in self._makes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makes)
+
+    def __len__(self) -> int:
+        return len(self._makes)
 
 
 def _placement() -> Placement:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, ClassVar
 from pdtr.task_source import PromptFileTasks
 
 if TYPE_CHECKING:
+    from envs.data.prompts import RecordPool
     from pdtr.config import EvaluationConfig
     from pdtr.tasks import Task
-    from rewards.base import Reward
+    from rewards.base import Prompt, Reward
 
 _EDITS = "rows of {prompt, image} as Edit-R1's train_metadata.jsonl has them (docs/data.md), or any file of edits"
+# Of rows that cannot be used, so many are named.
+_MOST_NAMED = 5
 _FLOW_GRPO = "copy Flow-GRPO's file (github.com/yifan123/flow_grpo, dataset/{name}) to it"
 
 
@@ -57,9 +60,20 @@ class GenEvalTasks(PublishedTasks):
 
 @dataclass(frozen=True)
 class OCRTasks(PublishedTasks):
-    """Text-to-image from prompts with a text to render in quotation marks."""
+    """Text-to-image from prompts with a text to render in straight quotation marks; others are refused at load."""
 
     how: ClassVar[Mapping[str, str]] = {**PublishedTasks.how, "t2i": _FLOW_GRPO.format(name="ocr")}
+
+    def _pool(self, task: str, path: Path) -> RecordPool:
+        """The prompts of a file; unless ``t2i_reward`` names another reward, each has to name a text.
+
+        Raises:
+            ValueError: a prompt has no text to render; the file, the rows and what to write are said.
+        """
+        pool = super()._pool(task, path)
+        if task == "t2i" and not self.t2i_reward:
+            _check_targets(path, pool.first(len(pool)))
+        return pool
 
 
 @dataclass(frozen=True)
@@ -67,3 +81,27 @@ class PickScoreTasks(PublishedTasks):
     """Text-to-image from captions of Pick-a-Pic."""
 
     how: ClassVar[Mapping[str, str]] = {**PublishedTasks.how, "t2i": _FLOW_GRPO.format(name="pickscore")}
+
+
+def _check_targets(path: Path, prompts: Sequence[Prompt]) -> None:
+    """Refuse prompts of which the OCR reward would say nothing: with them whole groups would have no reward.
+
+    Raises:
+        ValueError: a prompt has no text to render.
+    """
+    from rewards.ocr import Unread, ocr_target
+
+    refused: list[tuple[str, Unread]] = []
+    for prompt in prompts:
+        try:
+            ocr_target(prompt.text)
+        except Unread as unread:
+            refused.append((prompt.id, unread))
+    if not refused:
+        return
+    refused.sort(key=lambda row: row[0])
+    named = ", ".join(name for name, _ in refused[:_MOST_NAMED]) + ", ..." * (len(refused) > _MOST_NAMED)
+    raise ValueError(
+        f"{path}: expected a text to render in every prompt, got none in {len(refused)} of {len(prompts)}; correct or "
+        f"remove rows {named} (counted from 0, or a row's own id); the first: {refused[0][1]}"
+    )

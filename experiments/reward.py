@@ -32,7 +32,10 @@ class ServeOptions:
         token_file: file with the token.
         max_body_mib: most MiB of a request.
         max_images: most images of a request.
+        max_source_images: most source images of a request.
         max_pixels: most pixels of an image.
+        max_request_pixels: most pixels of a request, source images included.
+        max_values: most JSON values of a request.
         max_waiting_images: most images that wait; more get 503.
         shutdown_seconds: how long requests may take to end once the server stops.
     """
@@ -43,7 +46,10 @@ class ServeOptions:
     token_file: Path | None = None
     max_body_mib: int = 64
     max_images: int = 512
+    max_source_images: int = 512
     max_pixels: int = 2048 * 2048
+    max_request_pixels: int = 2**27
+    max_values: int = 2**20
     max_waiting_images: int = 4096
     shutdown_seconds: int = 30
 
@@ -82,7 +88,12 @@ def _settings(options: ServeOptions) -> ServerSettings:
     from rewards.wire_json import Limits
 
     limits = Limits(
-        max_body_bytes=options.max_body_mib * 2**20, max_images=options.max_images, max_pixels=options.max_pixels
+        options.max_body_mib * 2**20,
+        options.max_images,
+        options.max_source_images,
+        options.max_pixels,
+        options.max_request_pixels,
+        options.max_values,
     )
     service = ServiceSettings(
         token=read_token(options.token_file), limits=limits, max_waiting_images=options.max_waiting_images

@@ -25,7 +25,8 @@ class ScenesJudgeConfig:
     """Train a tiny Qwen2.5-VL to grade edits of the embedded world in digits, for vLLM to serve.
 
     It is trained on a policy's own edits, scored by the ground truth (make them with: pdtr edit-reward data), and on
-    rendered ones. The folder is a normal checkpoint: pdtr judge serve FOLDER.
+    rendered ones; at the end it may also learn to answer yes or no and to fill in a rubric. The folder is a normal
+    checkpoint: pdtr judge serve FOLDER.
 
     Attributes:
         output_dir: folder of the checkpoint, and of the learning curve beside it.
@@ -37,11 +38,13 @@ class ScenesJudgeConfig:
         vision_layers: of the vision tower.
         vision_steps: of the vision tower alone; 0 leaves it as it is.
         num_steps: of the language model.
+        readout_steps: of the other readouts, after the digits; 0 for digits alone.
         batch_size: edits of a step.
         rendered_share: of them that are rendered, new ones at every step; the policy's own come round again, and are
             learnt by heart.
         learning_rate: peak, of Muon for the matrices.
         other_learning_rate: peak, of AdamW for the rest.
+        readout_rate_share: of both rates, while the other readouts are learnt.
         num_measured: held-out edits of a point of the learning curve.
         seed: of weights and data.
         num_threads: torch threads.
@@ -56,10 +59,12 @@ class ScenesJudgeConfig:
     vision_layers: int = 3
     vision_steps: int = 800
     num_steps: int = 5400
+    readout_steps: int = 600
     batch_size: int = 48
     rendered_share: float = 0.75
     learning_rate: float = 4e-3
     other_learning_rate: float = 1e-3
+    readout_rate_share: float = 0.4
     num_measured: int = 300
     seed: int = 0
     num_threads: int = 1
@@ -70,6 +75,8 @@ class ScenesJudgeConfig:
         for name in ("num_layers", "vision_layers", "num_steps", "num_threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        if self.readout_steps < 0:
+            raise ValueError(f"readout_steps: expected 0 or more, got {self.readout_steps}")
         if self.vision_steps < 0 or self.batch_size < 2 or self.num_measured < 2:
             raise ValueError(
                 "vision_steps, batch_size, num_measured: expected at least 0, 2, 2, got "
@@ -77,10 +84,9 @@ class ScenesJudgeConfig:
             )
         if not 0 < self.rendered_share < 1:
             raise ValueError(f"rendered_share: expected a share between 0 and 1, got {self.rendered_share}")
-        if not (self.learning_rate > 0 and self.other_learning_rate > 0):
-            raise ValueError(
-                f"learning rates: expected numbers above 0, got {self.learning_rate}, {self.other_learning_rate}"
-            )
+        rates = (self.learning_rate, self.other_learning_rate, self.readout_rate_share)
+        if min(rates) <= 0:
+            raise ValueError(f"learning rates: expected numbers above 0, got {', '.join(map(str, rates))}")
 
 
 def scenes_judge(arguments: Sequence[str]) -> None:
@@ -113,6 +119,7 @@ def make_judge(config: ScenesJudgeConfig, say: Callable[[str], None] = print) ->
     from experiments.benchmarks.tables import write_csv
     from experiments.scenes_judge_heads import new_judge
     from experiments.scenes_judge_model import judge_inputs, load_judge
+    from experiments.scenes_judge_readouts import train_readouts
     from experiments.scenes_judge_training import train_digits, train_vision
     from rewards.edit_reward_data import read_edits
     from rewards.judges.tiny import save_tiny_vlm
@@ -138,6 +145,9 @@ def make_judge(config: ScenesJudgeConfig, say: Callable[[str], None] = print) ->
         )
         save_tiny_vlm(config.output_dir, inputs.shape, inputs.tokenizer, model)
         write_csv(config.output_dir / CURVE, points)
+    if config.readout_steps:
+        train_readouts(model, inputs, edits[0], _rates(config, config.readout_rate_share), config.readout_steps, say)
+        save_tiny_vlm(config.output_dir, inputs.shape, inputs.tokenizer, model)
     return config.output_dir
 
 
@@ -157,12 +167,12 @@ def _shape(config: ScenesJudgeConfig) -> TinyVLM:
     )
 
 
-def _rates(config: ScenesJudgeConfig) -> Rates:
+def _rates(config: ScenesJudgeConfig, share: float = 1.0) -> Rates:
     from experiments.scenes_judge_schedule import Rates
 
     return Rates(
-        config.learning_rate,
-        config.other_learning_rate,
+        share * config.learning_rate,
+        share * config.other_learning_rate,
         config.batch_size,
         config.seed,
         rendered_share=config.rendered_share,

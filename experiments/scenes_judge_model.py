@@ -19,17 +19,22 @@ from torch import Tensor
 
 from envs.scenes.pretraining import vocabulary
 from envs.scenes.world import CANVAS
-from experiments.scenes_judge_reward import find_template
+from experiments.scenes_judge_reward import TEMPLATE
+from experiments.served_rewards import find_template
 from rewards.base import Images, Prompt
 from rewards.judges.messages import content_parts
 from rewards.judges.readouts import LabelReadout
 from rewards.judges.templates import Template
-from rewards.judges.tiny import IMAGE_PAD, TinyVLM, tiny_tokenizer
+from rewards.judges.tiny import IMAGE_PAD, TURN_END, TinyVLM, tiny_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
 PREPROCESSOR = "preprocessor_config.json"
+PICTURES = ("source", "image", "first", "second")
+"""Placeholders that stand for a picture."""
+OTHER_TEMPLATES = ("scenes_yes_no.v1", "scenes_rubric.v1")
+"""What the judge is asked besides digits."""
 _TEMPORAL_PATCH = 2
 _MEAN = _STD = 0.5
 
@@ -68,10 +73,22 @@ class JudgeInputs:
         Raises:
             ValueError: a picture is of a size that the processor would change.
         """
-        pictures = [picture for pair in zip(sources, images, strict=True) for picture in pair]
-        cut = [picture_patches(picture, self.shape) for picture in pictures]
-        grids = [grid for _, grid in cut]
-        sequences = [self.tokens(text, [grids[2 * row], grids[2 * row + 1]]) for row, text in enumerate(instructions)]
+        return self.batch(instructions, list(zip(sources, images, strict=True)))
+
+    def batch(
+        self, instructions: Sequence[str], pictures: Sequence[Sequence[Images]], answers: Sequence[str] = ()
+    ) -> dict[str, Tensor]:
+        """A batch as above of any pictures, each row's in the order that the template shows them.
+
+        Args:
+            instructions: B texts.
+            pictures: of each row, as many as the template has places for.
+            answers: what is said to each, and the turn's end, behind the question; nothing where left out.
+        """
+        cut = [[picture_patches(picture, self.shape) for picture in row] for row in pictures]
+        sequences = [self.tokens(text, [grid for _, grid in row]) for text, row in zip(instructions, cut, strict=True)]
+        if answers:
+            sequences = [[*asked, *self.answer(said)] for asked, said in zip(sequences, answers, strict=True)]
         longest = max(map(len, sequences))
         pad: Any = self.tokenizer.pad_token_id
         ids = torch.tensor([[*sequence, *[pad] * (longest - len(sequence))] for sequence in sequences])
@@ -80,14 +97,19 @@ class JudgeInputs:
             "input_ids": ids,
             "attention_mask": (torch.arange(longest) < lengths[:, None]).long(),
             "mm_token_type_ids": (ids == self.image_pad).int(),
-            "pixel_values": torch.from_numpy(np.concatenate([patches for patches, _ in cut])),
-            "image_grid_thw": torch.tensor(grids),
+            "pixel_values": torch.from_numpy(np.concatenate([patches for row in cut for patches, _ in row])),
+            "image_grid_thw": torch.tensor([grid for row in cut for _, grid in row]),
         }
+
+    def answer(self, text: str) -> list[int]:
+        """The ids of an answer and of the turn's end."""
+        ids: Any = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [*ids, int(self._id(TURN_END))]
 
     def text(self, instruction: str) -> str:
         """The whole prompt, up to where the judge answers, with one token a picture."""
         prompt = Prompt(instruction)
-        parts = content_parts(self.template, prompt, {"source": ("",), "image": ("",)})
+        parts = content_parts(self.template, prompt, dict.fromkeys(PICTURES, ("",)))
         content: Any = [{"type": "image"} if part["type"] == "image_url" else part for part in parts]
         rendered: Any = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
@@ -125,8 +147,9 @@ class JudgeInputs:
 
 def judge_inputs(shape: TinyVLM, template: Template | None = None) -> JudgeInputs:
     """The inputs of a new judge: each word of the embedded world is a token of its tokenizer."""
-    template = template or find_template()
-    texts = [text for text, _ in template.parts]
+    template = template or find_template(TEMPLATE)
+    templates = [template, *(find_template(name) for name in OTHER_TEMPLATES)]
+    texts = [text for asked in templates for text, _ in asked.parts]
     return JudgeInputs(tiny_tokenizer([*texts, *(f" {word}" for word in vocabulary()), *vocabulary()]), shape, template)
 
 
@@ -148,7 +171,7 @@ def load_judge(folder: Path) -> tuple[Qwen2_5_VLForConditionalGeneration, JudgeI
         raise ValueError(
             f"{folder}: expected a judge of the embedded world, got none ({error}); make one with: pdtr scenes-judge"
         ) from error
-    return model, JudgeInputs(tokenizer, shape, find_template())
+    return model, JudgeInputs(tokenizer, shape, find_template(TEMPLATE))
 
 
 def picture_patches(picture: Images, shape: TinyVLM) -> tuple[NDArray[np.float32], tuple[int, int, int]]:

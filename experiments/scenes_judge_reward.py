@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.judge import KEY_VARIABLE
+from experiments.served_rewards import (
+    DEFAULT_URL,
+    MODEL_VARIABLE,
+    URL_VARIABLE,
+    agreed_model,
+    client_settings,
+    connect,
+    find_template,
+    split_urls,
+    try_out,
+)
 
 if TYPE_CHECKING:
     from rewards.base import Reward
     from rewards.judges.client import JudgeClient
     from rewards.judges.judge import VLMJudge
-    from rewards.judges.templates import Template
 
-TEMPLATES = Path(__file__).parent / "templates"
 TEMPLATE = "scenes_edit.v1"
-URL_VARIABLE, MODEL_VARIABLE = "PDTR_JUDGE_URL", "PDTR_JUDGE_MODEL"
-DEFAULT_URL = "http://127.0.0.1:8000/v1"
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,11 @@ class JudgeRewards:
     A key of PDTR_JUDGE_KEY in the environment is sent along, and recorded nowhere.
 
     Attributes:
-        url: base URL of the server; PDTR_JUDGE_URL's in the environment unless given.
+        url: base URL of the server, or several with commas between them; PDTR_JUDGE_URL's in the environment unless
+            given.
         model: the name of the judge there; PDTR_JUDGE_MODEL's in the environment, or the server's first.
         template: what it is asked: the embedded world's, one of the library's, or a path.
-        max_in_flight: most calls at a time.
+        max_in_flight: most calls at a time over all servers.
         min_label_mass: below it a judgement is not available.
     """
 
@@ -50,7 +55,7 @@ class JudgeRewards:
             raise ValueError(f"min_label_mass: expected a number in [0, 1], got {self.min_label_mass}")
 
     def make_rewards(self) -> Mapping[str, Reward]:
-        """The judge, for editing, once its server has given a real judgement.
+        """The judge, for editing, once each of its servers has given a real judgement.
 
         Raises:
             ValueError: no server answers, it has no such model, or the judge does not answer in its labels.
@@ -61,16 +66,9 @@ class JudgeRewards:
         """The connections; whoever asked for them closes them, or they end with the interpreter.
 
         Raises:
-            ValueError: the URL is none, or httpx is missing.
+            ValueError: a URL is none, or aiohttp is missing.
         """
-        from rewards.judges.client import JudgeClient
-        from rewards.judges.settings import ClientSettings
-
-        settings = ClientSettings(max_in_flight=self.max_in_flight, api_key=os.environ.get(KEY_VARIABLE, "").strip())
-        try:
-            return JudgeClient(self.url, settings)
-        except ModuleNotFoundError as error:
-            raise ValueError(str(error)) from error
+        return connect(split_urls(self.url), client_settings(self.max_in_flight))
 
     def make_judge(self, client: JudgeClient) -> VLMJudge:
         """The judge of a client, tried out.
@@ -78,33 +76,16 @@ class JudgeRewards:
         Raises:
             ValueError: no server answers, it has no such model, or the judge does not answer in its labels.
         """
-        from rewards.judges.check import served_model
         from rewards.judges.judge import VLMJudge
         from rewards.judges.settings import JudgeSettings
 
         try:
-            model = served_model(client, self.model)
+            model = agreed_model(client, self.model)
         except ValueError as error:
             raise ValueError(
                 f"{error} (for the embedded world's: pdtr scenes-judge, then pdtr judge serve runs/scenes_judge/judge; "
                 f"another address: --rewards.url, or {URL_VARIABLE})"
             ) from error
         judge = VLMJudge(client, model, find_template(self.template), JudgeSettings(min_label_mass=self.min_label_mass))
-        for url, reading in asyncio.run(judge.warm_up()).items():
-            if reading.reason:
-                raise ValueError(
-                    f"{url}: expected {model} to judge by {judge.template.name}, got none: {reading.reason}"
-                )
+        try_out(judge)
         return judge
-
-
-def find_template(name: str = TEMPLATE) -> Template:
-    """The embedded world's template of that name, or one of the library's, or one of a path.
-
-    Raises:
-        ValueError: there is none; the nearest is named.
-    """
-    from rewards.judges.templates import load_template
-
-    path = TEMPLATES / f"{name}.txt"
-    return load_template(path if path.is_file() else name)

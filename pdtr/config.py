@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from agents.algorithms.base import Algorithm, changed
 from agents.algorithms.diffusion_nft import DiffusionNFT
@@ -14,7 +14,8 @@ from agents.learner import LearnerSettings
 from agents.policies.backbone import BackboneSettings
 from agents.policies.weights import LoraSettings
 from agents.samplers import ODE, Sampler
-from pdtr.aggregation import Aggregation
+from pdtr.adaptive import Adaptive
+from pdtr.aggregation import Aggregation, check_weights
 from pdtr.curriculum import Curriculum, StageCurriculum, pdtr_curriculum, split_prompts
 from pdtr.missing import MissingSettings
 from pdtr.processes import ProcessSettings
@@ -61,7 +62,8 @@ class TrainConfig:
         algorithm: what is descended, and how rollouts are drawn.
         curriculum: what is practised when.
         tasks: what is practised and measured: the embedded world, or files of prompts with their rewards.
-        rewards: what is trained on in place of the tasks' own rewards, which are measured all the same.
+        rewards: what is trained on in place of the embedded world's ground truth, which is measured all the same; on
+            files of prompts, where they name no reward.
         num_prompts: prompts an iteration.
         group_size: samples a prompt.
         chunk_size: samples drawn at once; divides num_prompts x group_size.
@@ -70,8 +72,9 @@ class TrainConfig:
         learner: optimiser steps on a rollout.
         missing: what follows from rewards that are not available.
         panel_groups: groups of an iteration whose images the hacking panel describes; 0 for none.
-        aggregation: how several rewards (the total and the weighed components) become one: "sum_then_normalize", or
-            "normalize_then_sum", each first made comparable within its group (GDPO, arXiv:2601.05242).
+        aggregation: how several rewards become one: "sum_then_normalize" adds the weighed components to the total, or
+            "normalize_then_sum", which first makes each comparable within its group (GDPO, arXiv:2601.05242); it needs
+            weights of components in every stage, and has the total only where that is weighed too.
         lora: train adapters instead of every parameter.
         evaluation: see :class:`EvaluationConfig`.
         checkpoint_every: iterations between checkpoints.
@@ -122,6 +125,8 @@ class TrainConfig:
         if self.panel_groups < 0:
             raise ValueError(f"panel_groups: expected 0 or more, got {self.panel_groups}")
         check_choice("aggregation", self.aggregation, get_args(Aggregation))
+        if self.aggregation == "normalize_then_sum":
+            _check_normalized(self)
         _check_parts(self)
         if self.learner.num_minibatches > total // self.chunk_size:
             raise ValueError(
@@ -134,6 +139,21 @@ def _at_least_one(config: Any, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:
             raise ValueError(f"{name}: expected 1 or more, got {getattr(config, name)}")
+
+
+def _check_normalized(config: TrainConfig) -> None:
+    """What "normalize_then_sum" normalises are components, and nothing undoes the floor under their deviations."""
+    settings = {entry.name: getattr(config.algorithm, entry.name) for entry in fields(cast(Any, config.algorithm))}
+    if settings.get("advantage_std") == "group":
+        raise ValueError(
+            'algorithm.advantage_std: expected "global", GDPO\'s, or "none" with aggregation "normalize_then_sum", got '
+            '"group": divided by its deviation once more, a group that hardly differs is as loud as any other'
+        )
+    curriculum = config.curriculum
+    while isinstance(curriculum, Adaptive):
+        curriculum = curriculum.inner
+    for stage in curriculum.as_stages() if isinstance(curriculum, StageCurriculum) else ():
+        check_weights([stage.weights(i) for i in range(stage.num_iterations)], f"stage {stage.name!r}: ")
 
 
 def _check_parts(config: TrainConfig) -> None:

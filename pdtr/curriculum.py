@@ -42,7 +42,8 @@ class Plan:
         stage: index of the stage, from 0.
         stage_name: its name.
         parts: one batch a task, none of them empty.
-        reward_weights: by reward component, added to the total (itself weighed 1 unless "total" is named).
+        reward_weights: by reward component, added to the total (itself weighed 1 unless "total" is named); where each
+            is normalised first, what is named is all.
         starts_stage: whether this is the first iteration of the stage.
         reset_reference: whether the reference policy becomes the current one now; false unless a stage starts.
         keep_optimizer: whether the optimiser keeps its state; true unless a stage starts.

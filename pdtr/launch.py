@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -192,7 +192,7 @@ def _write_config(config: TrainConfig, recipe: str) -> None:
     """
     path = config.output_dir / "config.json"
     if path.exists():
-        _check_same(json.loads(path.read_text())["config"], plain(config))
+        _check_same(_completed(json.loads(path.read_text())["config"], config), plain(config))
         return
     content = {
         "recipe": recipe,
@@ -214,6 +214,27 @@ def _check_same(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
                 f"--resume: expected the settings that the run was started with, got {name} = {asked[name]} where the "
                 f"run has {recorded.get(name)}; give its own value, or start another run"
             )
+
+
+def _completed(recorded: Any, value: Any) -> Any:
+    """A recorded configuration with the defaults of settings that there were not yet when it was written."""
+    if isinstance(value, list | tuple) and isinstance(recorded, list) and len(recorded) == len(value):
+        return [_completed(*pair) for pair in zip(recorded, value, strict=True)]
+    if not (is_dataclass(value) and isinstance(recorded, Mapping) and recorded.get("class") == type(value).__name__):
+        return recorded
+    known = {f.name: f for f in fields(value) if f.init and (f.name in recorded or _has_default(f))}
+    return {"class": recorded["class"]} | {
+        name: _completed(recorded[name], getattr(value, name)) if name in recorded else plain(_default(field))
+        for name, field in known.items()
+    }
+
+
+def _has_default(field: Field[Any]) -> bool:
+    return field.default is not MISSING or field.default_factory is not MISSING
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default_factory() if field.default_factory is not MISSING else field.default
 
 
 def _command() -> str:

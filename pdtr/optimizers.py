@@ -17,7 +17,8 @@ def muon_and_adamw(
 ) -> list[torch.optim.Optimizer]:
     """Muon (https://kellerjordan.github.io/posts/muon/) for two-dimensional weights in blocks, and AdamW.
 
-    Muon's updates are scaled to AdamW's root mean square and decay no weights.
+    Muon's updates are scaled to AdamW's root mean square and decay no weights. Whichever has nothing to train is not
+    there.
 
     Args:
         named: parameters by name; ``blocks.`` or ``layers.`` in a name says that it belongs to a block.
@@ -31,10 +32,15 @@ def muon_and_adamw(
     for name, parameter in named:
         is_matrix = parameter.ndim == 2 and any(part in name for part in _BLOCKS)
         (matrices if is_matrix else others).append(parameter)
-    muon = torch.optim.Muon(
-        matrices, lr=muon_learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw", ns_steps=4
-    )
-    return [muon, torch.optim.AdamW(others, **adamw)]
+    made: list[torch.optim.Optimizer] = []
+    if matrices:
+        muon = torch.optim.Muon(
+            matrices, lr=muon_learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw", ns_steps=4
+        )
+        made.append(muon)
+    if others:
+        made.append(torch.optim.AdamW(others, **adamw))
+    return made
 
 
 def step_all(optimizers: Sequence[torch.optim.Optimizer], peaks: Sequence[float], scale: float) -> None:

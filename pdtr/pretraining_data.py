@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,7 +15,8 @@ class BatchSource(Protocol):
     """Endless batches of each task, with a position that can be saved.
 
     After ``load_state_dict(state_dict())`` the next batches are those that would have come without a stop. A source may
-    shuffle, stream or be one process's share: what it needs to go on is in its state, as JSON.
+    shuffle, stream or be one process's share: what it needs to go on is in its state, as JSON. Where another number of
+    processes goes on, each is given the states of all that were before.
     """
 
     def next_batch(self, task: str, /) -> SupervisedBatch:
@@ -34,12 +35,20 @@ class BatchSource(Protocol):
         """Go on from a position of :meth:`state_dict`."""
         ...
 
+    def load_shares(self, states: Sequence[Mapping[str, Any]], /) -> None:
+        """Go on as one of another number of processes, from the positions of those before, by rank.
+
+        What comes next is this process's part of what they would have had. A source that cannot deal it out says so.
+        """
+        ...
+
 
 @dataclass
 class ScenesSource:
     """Rendered prompts and edits of the embedded world; batch k of a task follows from (seed, task, k) alone.
 
-    Processes take turns: the k-th batch of one is number ``k world_size + rank``.
+    Processes take turns: the k-th batch of one is number ``k world_size + rank``. So another number of processes goes
+    on with the same batches.
 
     Attributes:
         sizes: examples of a batch, by task.
@@ -72,16 +81,19 @@ class ScenesSource:
 
         if task not in self.sizes:
             raise ValueError(f"task: expected one of {', '.join(self.sizes)}, got {task!r}; give it a size")
-        count = self._drawn.get(task, 0)
-        self._drawn[task] = count + 1
-        number = count * self.world_size + self.rank
-        rng = np.random.default_rng([self.seed, list(self.sizes).index(task), number])
+        drawn = self._drawn.get(task, 0)
+        self._drawn[task] = drawn + self.world_size
+        rng = np.random.default_rng([self.seed, list(self.sizes).index(task), drawn + self.rank])
         return supervised_batch(task, rng, self.sizes[task], self.split, self.mislabelled)
 
     def state_dict(self) -> dict[str, Any]:
-        """Batches drawn so far, by task."""
+        """Batches drawn so far by all processes, each of which has drawn as many, by task."""
         return {"drawn": dict(self._drawn)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See :class:`BatchSource`."""
         self._drawn = {task: int(count) for task, count in state["drawn"].items()}
+
+    def load_shares(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """See :class:`BatchSource`; all processes have the same state."""
+        self.load_state_dict(states[0])

@@ -11,6 +11,7 @@ from agents.flow import interpolate, logit_normal_sigmas, uniform_sigmas, veloci
 from agents.policies.backbone import BackbonePolicy
 from agents.policies.base import FlowPolicy
 from agents.policies.metaquery import MetaQueryPolicy
+from agents.policies.prompted import PromptedPolicy
 from agents.policies.unipic2 import KontextPolicy
 from agents.rollout import Ask
 from agents.types import Condition
@@ -104,4 +105,6 @@ def _condition(stage: Stage, policy: FlowPolicy, texts: list[str], batch: Superv
         return Condition(policy.embed_with_gradient(texts, batch.sources))
     sources = [() for _ in texts] if batch.sources is None else [(source,) for source in batch.sources]
     asks = [Ask(text, images) for text, images in zip(texts, sources, strict=True)]
+    if isinstance(policy, PromptedPolicy):
+        return policy.encode_batch(asks)
     return Condition(policy.encode(asks).tensors)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from agents.loss_scale import LossScale
 from agents.policies.base import FlowPolicy
-from agents.policies.sharding import clip_gradients, shard
+from agents.policies.sharding import clip_gradients, shard, sum_after_backward
 from agents.processes import ALONE, Processes
 from agents.samplers import derive_seed
 from envs.scenes.pretraining import SupervisedBatch
@@ -140,10 +140,12 @@ class StageRun:
                 # Its number among all processes' batches, as one process would count them.
                 number = (turn * count + self.processes.rank) * len(cycle) + place
                 loss = self._loss(self.config, task, batch, ("train", self.step, number))
+                seen += len(batch.texts) * count
+                is_last = seen >= wanted and place == len(cycle) - 1
+                sum_after_backward(self.policy.transformer, is_last or not self.config.sum_gradients_once)
                 scaled = self.loss_scale.scaled(loss * (len(batch.texts) / wanted))
                 scaled.backward()  # type: ignore[no-untyped-call]
                 losses[task].append(loss.item())
-                seen += len(batch.texts) * count
             turn += 1
         if seen != wanted:
             among = f" of {count} processes" if count > 1 else ""

@@ -24,7 +24,7 @@ Stage = Literal["A", "B", "C"]
 SigmaLaw = Literal["uniform", "logit_normal"]
 # The first rate of the warm-up, as a share of the peak: OpenUni's and DeepGen's trainers have it so.
 _FIRST_RATE = 1e-5
-_FREE = ("output_dir", "checkpoint_every", "keep_checkpoints", "evaluate_every", "num_threads")
+_FREE = ("output_dir", "checkpoint_every", "keep_checkpoints", "evaluate_every", "num_threads", "sum_gradients_once")
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class StageConfig:
         keep_checkpoints: how many are kept.
         evaluate_every: steps between held-out losses.
         num_threads: torch threads; 0 leaves them.
+        sum_gradients_once: where weights are cut up over processes, gradients are summed after the last batch of a
+            step and not after each: fewer messages, for a whole gradient in every process (9 GB for SD3.5-Medium).
         seed: of sigmas, noise and dropout; the data have their own.
     """
 
@@ -78,6 +80,7 @@ class StageConfig:
     keep_checkpoints: int = 2
     evaluate_every: int = 1000
     num_threads: int = 0
+    sum_gradients_once: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -114,7 +117,11 @@ PUBLISHED: Mapping[Stage, StageConfig] = {
     "B": StageConfig("B", num_steps=200_000, learning_rate=4e-5, global_batch_size=128, cycle=("edit", "t2i")),
     "C": StageConfig("C", num_steps=200_000, learning_rate=4e-5, global_batch_size=128, cycle=("edit", "t2i")),
 }
-"""Numbers of section 4.1; the cycle of one to one is ours, its ratio is not stated."""
+"""Numbers of section 4.1; the cycle of one to one is ours, its ratio is not stated.
+
+How pictures are sampled is the data source's: the report states balanced aspect ratios and growing resolutions, and no
+numbers of either. ``pdtr pretrain stage-a|b|c`` balances, and begins with half of the steps at 256, which is ours.
+"""
 
 
 def learning_rate_scale(config: StageConfig, step: int) -> float:

@@ -41,11 +41,10 @@ def save_stage(run: StageRun) -> Path:
 
 
 def restore_stage(run: StageRun, path: Path) -> None:
-    """Go on from a checkpoint.
+    """Go on from a checkpoint, which as many processes have saved or another number of them.
 
     Raises:
-        ValueError: it is another stage's, of other settings or of another model; or of another number of
-            processes, which have shared out the data otherwise.
+        ValueError: it is another stage's, of other settings, of another model or of other data.
     """
     tensors, meta = checkpoint.load_state(path)
     if meta.get("stage") != run.config.stage:
@@ -57,18 +56,16 @@ def restore_stage(run: StageRun, path: Path) -> None:
             f"{path}: expected the settings that the run was started with, got {other} = {own[other]} where the "
             f"run has {recorded.get(other)}; give its own value, or start another run"
         )
-    places = meta["data"]
-    if len(places) != run.processes.count:
-        raise ValueError(
-            f"{path}: expected the places in the data of {run.processes.count} processes, got those of "
-            f"{len(places)}; go on with as many as before"
-        )
     for name, module in run.modules.items():
         _load(module, _under(tensors, f"{name}."), f"{path}: expected the weights of this policy's {name}")
     restore_optimizers(run.optimizers, tensors, meta)
     for group in run.optimizers[-1].param_groups:
         group["foreach"] = run.foreach
-    run.source.load_state_dict(places[run.processes.rank])
+    places = meta["data"]
+    if len(places) == run.processes.count:
+        run.source.load_state_dict(places[run.processes.rank])
+    else:
+        run.source.load_shares(places)
     run.loss_scale.load_state_dict(meta["loss_scale"])
     run.step, run.seconds, run.num_skipped = int(meta["step"]), float(meta["seconds"]), int(meta["num_skipped"])
 

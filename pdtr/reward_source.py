@@ -18,7 +18,10 @@ class RewardSource(Protocol):
     """Makes rewards for a run."""
 
     def make_rewards(self) -> Mapping[str, Reward]:
-        """The rewards by task; a task without one is trained on the ground truth.
+        """The rewards by task; a task without one is trained on its own, such as the embedded world's ground truth.
+
+        A source may make each when it is asked for, so that one whose task names another reward to train on
+        (``PromptFileTasks.edit_reward``) need not be there.
 
         Raises:
             ValueError: they cannot be made, such as where no server answers; what to do about it is said.

@@ -150,6 +150,13 @@ def _sampler_fields(sampler: Sampler) -> Mapping[str, Any]:
     return {name: getattr(sampler, name) for name in _SAMPLER_FIELDS}
 
 
+def device_or_gpu(name: str = "") -> str:
+    """Torch's name of the device to draw on: the one that is given, or else the GPU where there is one."""
+    import torch
+
+    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def load_source_image(path: Path, image_size: tuple[int, int]) -> tuple[Images, tuple[int, int]]:
     """Read a picture to edit.
 

@@ -31,8 +31,8 @@ class TaskSource(Protocol):
 
         Args:
             evaluation: says how many held-out prompts a task has.
-            rewards: what a ``RewardSource`` made: by task, trained on in place of the task's own reward, which is
-                measured all the same.
+            rewards: what a ``RewardSource`` makes, by task: trained on, where the source names no other reward to
+                train on.
 
         Raises:
             ValueError: they cannot be made; what to do about it is said.
@@ -42,7 +42,7 @@ class TaskSource(Protocol):
 
 @dataclass(frozen=True)
 class ScenesTasks:
-    """Both tasks of the embedded world, measured by its ground truth."""
+    """Both tasks of the embedded world, measured by its ground truth, and trained on it unless the run has rewards."""
 
     def make_tasks(
         self, evaluation: EvaluationConfig, rewards: Mapping[str, Reward] | None = None, /
@@ -51,6 +51,17 @@ class ScenesTasks:
         from pdtr.tasks import scenes_tasks
 
         return scenes_tasks(evaluation.num_prompts, evaluation.num_final_prompts, rewards)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What is named for one task: its files of prompts, and rewards as MODULE:REWARD."""
+
+    task: str
+    prompts: Path
+    held_out: Path | None
+    reward: str
+    held_out_reward: str
 
 
 @dataclass(frozen=True)
@@ -63,8 +74,11 @@ class PromptFileTasks:
         t2i_held_out: texts that evaluations ask for; taken out of t2i_prompts when empty, together with their repeats.
         edit_held_out: instructions that evaluations ask for; taken out of edit_prompts when empty, together with all
             instructions for the same pictures.
-        t2i_reward: MODULE:REWARD of text-to-image, such as my_rewards:geneval, or MODULE:CLASS=ARGUMENT.
+        t2i_reward: MODULE:REWARD of text-to-image, such as my_rewards:geneval, or MODULE:CLASS=ARGUMENT; trained on in
+            place of the run's rewards, which are not used then.
         edit_reward: that of editing.
+        t2i_held_out_reward: the same kind of name; measures text-to-image in evaluations, and is never trained on.
+        edit_held_out_reward: that of editing.
         image_root: folder that pictures' paths start from; each file's own when empty.
         image_size: height and width in pixels; sources are cropped in the middle and resized.
         success: the reward's component that evaluations count as success; its total where it has none of the name.
@@ -77,6 +91,8 @@ class PromptFileTasks:
     edit_held_out: Path | None = None
     t2i_reward: str = ""
     edit_reward: str = ""
+    t2i_held_out_reward: str = ""
+    edit_held_out_reward: str = ""
     image_root: Path | None = None
     image_size: tuple[int, int] = (512, 512)
     success: str = "strict"
@@ -95,61 +111,84 @@ class PromptFileTasks:
             FileNotFoundError: a file is not there.
             ValueError: there is no file at all, a task has no reward or too few prompts, or a file no good row.
         """
-        from pdtr.named_reward import load_reward
         from pdtr.tasks import Task
 
         rewards = rewards or {}
+        given = self._given(rewards)
+        # A reward that cannot be had is said before files are read.
+        chosen = {files.task: (self._trained(files, rewards), self._measured(files)) for files in given}
         tasks = {}
-        for name, (path, held_out_path, reward) in self._given(rewards).items():
-            own = load_reward(reward) if reward else None
-            trained = rewards.get(name, own)
-            if trained is None:
-                raise ValueError(
-                    f"{name}_reward: expected a reward for {path}, got none; name one as MODULE:REWARD, or give "
-                    "the run rewards"
-                )
-            tune, final, pool = self._prompts(name, path, held_out_path, evaluation)
-            measured = None if own is trained else own
+        for files in given:
+            name, (trained, measured) = files.task, chosen[files.task]
+            tune, final, pool = self._prompts(files, evaluation)
             tasks[name] = Task(name, pool, trained, tune, final, self.image_size, self.success, measured)
         return tasks
 
-    def _given(self, rewards: Mapping[str, Reward]) -> dict[str, tuple[Path, Path | None, str]]:
-        """(prompts, held-out prompts, reward) of each task that has a file."""
-        given = {}
+    def _given(self, rewards: Mapping[str, Reward]) -> list[_Files]:
+        """The tasks that have a file."""
+        given = []
         if self.t2i_prompts is not None:
-            given["t2i"] = (self.t2i_prompts, self.t2i_held_out, self.t2i_reward)
+            names = (self.t2i_reward, self.t2i_held_out_reward)
+            given.append(_Files("t2i", self.t2i_prompts, self.t2i_held_out, *names))
         if self.edit_prompts is not None:
-            given["edit"] = (self.edit_prompts, self.edit_held_out, self.edit_reward)
+            names = (self.edit_reward, self.edit_held_out_reward)
+            given.append(_Files("edit", self.edit_prompts, self.edit_held_out, *names))
         if not given:
             raise ValueError("expected t2i_prompts, edit_prompts or both, got neither; name a file of prompts")
-        unknown = sorted(set(rewards) - set(given))
+        known = sorted(files.task for files in given)
+        unknown = sorted(set(rewards) - set(known))
         if unknown:
-            raise ValueError(f"rewards: expected rewards for {sorted(given)}, got one for {unknown[0]!r}")
+            raise ValueError(f"rewards: expected rewards for {known}, got one for {unknown[0]!r}")
         return given
 
-    def _prompts(
-        self, name: str, path: Path, held_out_path: Path | None, evaluation: EvaluationConfig
-    ) -> tuple[list[Prompt], list[Prompt], RecordPool]:
+    def _trained(self, files: _Files, rewards: Mapping[str, Reward]) -> Reward:
+        """The reward that the task names, or else the run's."""
+        from pdtr.named_reward import load_reward
+
+        name = files.task
+        if files.reward:
+            if name in rewards:
+                logger.warning(
+                    "%s is trained on tasks.%s_reward, %s, and not on the run's rewards", name, name, files.reward
+                )
+            return load_reward(files.reward)
+        if name not in rewards:
+            raise ValueError(
+                f"{name}_reward: expected a reward for {files.prompts}, got none; name one as MODULE:REWARD, or give "
+                "the run rewards"
+            )
+        return rewards[name]
+
+    def _measured(self, files: _Files) -> Reward | None:
+        """The reward that measures a task; None where that is the one that it is trained on."""
+        from pdtr.named_reward import load_reward
+
+        if not files.held_out_reward or files.held_out_reward == files.reward:
+            return None
+        return load_reward(files.held_out_reward)
+
+    def _prompts(self, files: _Files, evaluation: EvaluationConfig) -> tuple[list[Prompt], list[Prompt], RecordPool]:
         """Held-out prompts for the curves and for the table, and the pool to train on."""
         num_tune, num_final = evaluation.num_prompts, evaluation.num_final_prompts
-        pool = self._pool(name, path)
-        if held_out_path is None:
+        pool = self._pool(files.task, files.prompts)
+        if files.held_out is None:
             held_out, pool = pool.split(num_tune + num_final, self.seed)
         else:
-            held_out = self._pool(name, held_out_path)
+            held_out = self._pool(files.task, files.held_out)
         prompts = held_out.first(num_tune + num_final)
         if len(prompts) < num_tune + num_final:
             raise ValueError(
-                f"{held_out_path or path}: expected {num_tune} + {num_final} held-out prompts, got {len(prompts)}; "
-                "lower evaluation.num_prompts or evaluation.num_final_prompts"
+                f"{files.held_out or files.prompts}: expected {num_tune} + {num_final} held-out prompts, got "
+                f"{len(prompts)}; lower evaluation.num_prompts or evaluation.num_final_prompts"
             )
         return prompts[:num_tune], prompts[num_tune:], pool
 
-    def _pool(self, name: str, path: Path) -> RecordPool:
+    def _pool(self, task: str, path: Path) -> RecordPool:
+        """The prompts of a file; what a source asks of every row is asked here."""
         from envs.data.prompts import prompts_from_records
         from envs.data.records import RecordSet
 
-        kind: Literal["t2i_prompt", "edit_prompt"] = "t2i_prompt" if name == "t2i" else "edit_prompt"
+        kind: Literal["t2i_prompt", "edit_prompt"] = "t2i_prompt" if task == "t2i" else "edit_prompt"
         pool = prompts_from_records(RecordSet((str(path),), image_root=self.image_root), kind, self.image_size)
         if pool.problems.num_bad:
             counts = f"{pool.problems.num_bad} of {pool.problems.num_rows} rows"

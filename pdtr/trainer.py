@@ -30,7 +30,7 @@ from agents.samplers import derive_seed
 from agents.sharing import gather_rollouts, shares
 from agents.types import Rollout
 from pdtr import checkpoint
-from pdtr.aggregation import weighted
+from pdtr.aggregation import summed, weighted
 from pdtr.config import TrainConfig
 from pdtr.curriculum import Plan, TaskBatch
 from pdtr.evaluate import Evaluation, evaluation_draw, evaluation_of
@@ -148,13 +148,13 @@ class Trainer:
 
     def _with_advantages(self, plan: Plan, rollouts: list[Rollout]) -> list[Rollout]:
         """The plan's rewards, as they are logged, and the advantages that the algorithm makes of them."""
-        summed = weighted(rollouts, plan.reward_weights)
-        self.missing.observe(summed)
+        logged = summed(rollouts, plan.reward_weights, self.config.aggregation)
+        self.missing.observe(logged)
         compared = weighted(rollouts, plan.reward_weights, self.config.aggregation)
         advantages, on_missing = self.learner.algorithm.advantages, self.config.missing.on_missing
         return [
             masked(rollout, on_missing).with_advantages(advantages(masked(other, on_missing)))
-            for rollout, other in zip(summed, compared, strict=True)
+            for rollout, other in zip(logged, compared, strict=True)
         ]
 
     def _start_stage(self, plan: Plan) -> None:

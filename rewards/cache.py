@@ -34,7 +34,8 @@ class Cached:
     The key is the SHA-256 of everything that an answer may depend on: the reward's name and fingerprint, the prompt's
     text and metadata, every source image and the image itself. A reward of group scope has one key for a whole group.
     The prompt's ``id`` and ``group`` are labels and no part of it. Answers hold the total and the components; one with
-    a NaN in either is not stored, so that what has failed is tried again.
+    a NaN in either, or with a reason why something of it is missing, is not stored, so that what has failed is tried
+    again.
 
     The file is an SQLite database with JSON values, in WAL mode: any number of threads and of processes on one machine
     may use it at a time. It has to be on a local disk, which WAL needs. It only grows; delete it to start anew.
@@ -174,7 +175,9 @@ def _feed(digest: Any, image: Images, prompt: Prompt) -> None:
 
 
 def _is_complete(scores: Scores) -> bool:
-    return not any(np.isnan(values).any() for values in (scores.total, *scores.components.values()))
+    return not scores.reasons and not any(
+        np.isnan(values).any() for values in (scores.total, *scores.components.values())
+    )
 
 
 def _entry(scores: Scores, index: int) -> Scores:

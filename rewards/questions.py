@@ -18,6 +18,7 @@ from rewards.base import Images, Prompt, RewardTraits, Scores
 
 if TYPE_CHECKING:
     from rewards.judges.judge import VLMJudge
+    from rewards.judges.readouts import Reading
 
 NAN = math.nan
 NO_PARENT = 0
@@ -99,9 +100,16 @@ def counted(answers: Mapping[int, float], questions: Sequence[Question]) -> dict
 
 
 def graph_score(answers: Mapping[int, float], questions: Sequence[Question]) -> float:
-    """The share of questions that count, over those that are known; NaN where none is."""
-    known = [value for value in counted(answers, questions).values() if not math.isnan(value)]
-    return math.fsum(known) / len(known) if known else NAN
+    """The share of questions that count; NaN unless what each counts is known, whatever is not answered.
+
+    A question below one that is answered no counts 0 without an answer of its own. A share of what is known would be
+    made up: one yes of three questions would be 1.
+
+    DPG-Bench's published code, whose judge always answers, has the same share. Where an answer is missing it has no
+    rule: an image of ``pdtr.benchmarks.dpg`` has no score then, and is counted as missing.
+    """
+    counts = counted(answers, questions).values()
+    return math.fsum(counts) / len(counts)
 
 
 def questions_of(metadata: Mapping[str, Any]) -> tuple[Question, ...]:
@@ -127,7 +135,8 @@ class QuestionGraph:
     """The share of a prompt's questions that count, in [0, 1], by a judge that answers yes or no.
 
     Components: ``question/ID``, each question's own answer, 1 or 0, whether it counts or not. An answer is yes where
-    P(yes) is above P(no). A question without an answer is left out of the share, with a reason.
+    P(yes) is above P(no). Where a question lacks the answer that its count depends on the share is NaN; every missing
+    answer is in the image's reason, also where the share is known without it.
 
     Args:
         judge: of single images, with a yes_no template whose ``{prompt}`` is the question.
@@ -159,6 +168,14 @@ class QuestionGraph:
             missing = sum(math.isnan(answer) for answer in answers.values())
             reasons |= {row: f"{missing} of {len(answers)} questions have no answer: {why}"} if missing else {}
         return Scores(total, {f"{PREFIX}{name}": values for name, values in components.items()}, reasons)
+
+    async def warm_up(self) -> dict[str, Reading]:
+        """Send the judge's servers a real request each; see :meth:`VLMJudge.warm_up`."""
+        return await self.judge.warm_up()
+
+    def statistics(self) -> dict[str, float]:
+        """What the judge has counted."""
+        return self.judge.statistics()
 
     async def _answers(self, image: Images, questions: Sequence[Question]) -> tuple[dict[int, float], str]:
         # A view: the image is not copied for every question.

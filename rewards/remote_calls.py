@@ -30,7 +30,7 @@ class RemoteSettings:
 
     Attributes:
         token: sent as a bearer token; none where empty.
-        deadline_seconds: most time of a call with all its tries, after which its images have no reward.
+        deadline_seconds: most time of a request with all its tries, after which its images have no reward.
         connect_seconds: most time for a connection to be made, in each try.
         backoff_seconds: pause before the second try; it doubles up to 10 s, and is drawn from its upper half.
         use_environment_proxies: whether HTTP_PROXY and its like are followed.

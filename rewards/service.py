@@ -144,7 +144,8 @@ class RewardService:
             return JSONResponse({"status": "ok"})
 
         async def state() -> Response:
-            limits = {"max_images": self.settings.limits.max_images}
+            # All of them, so that a client cuts its requests by them and is refused none.
+            limits = asdict(self.settings.limits)
             return JSONResponse(
                 {"status": "ok", "reward": self._name, "traits": asdict(self._traits), "limits": limits}
             )

@@ -38,11 +38,35 @@ def encode_request(images: Images, prompts: Sequence[Prompt]) -> bytes:
     """
     distinct = {id(prompt): prompt for prompt in prompts}
     index = {identity: i for i, identity in enumerate(distinct)}
-    document = {
-        "images": [_base64_png(image, f"images[{i}]") for i, image in enumerate(images)],
-        "prompts": [_prompt_row(prompt) for prompt in distinct.values()],
-        "groups": [index[id(prompt)] for prompt in prompts],
-    }
+    pictures = [encode_image(image, f"images[{i}]") for i, image in enumerate(images)]
+    rows = [encode_prompt(prompt) for prompt in distinct.values()]
+    return join_request(pictures, rows, [index[id(prompt)] for prompt in prompts])
+
+
+def encode_image(image: Images, name: str) -> str:
+    """An image as it stands in a request; raises a ValueError where it is no uint8 [H, W, 3]."""
+    return base64.b64encode(encode_png(image, name)).decode()
+
+
+def encode_prompt(prompt: Prompt) -> dict[str, Any]:
+    """A prompt as it stands in a request.
+
+    Raises:
+        ValueError: a source image is no uint8 [H, W, 3], or metadata is not JSON.
+    """
+    name = f"prompt {prompt.id or prompt.text!r:.80}"
+    sources = [encode_image(image, f"{name}, source image {k}") for k, image in enumerate(prompt.source_images)]
+    try:
+        metadata = plain_json(prompt.metadata, f"{name}, metadata")
+    except RecursionError as error:
+        raise ValueError(f"{name}, metadata: expected JSON, got values that are nested too deeply") from error
+    row = {"text": prompt.text, "source_images": sources, "metadata": metadata, "id": prompt.id, "group": prompt.group}
+    return {key: value for key, value in row.items() if value or key == "text"}
+
+
+def join_request(images: Sequence[str], prompts: Sequence[dict[str, Any]], groups: Sequence[int]) -> bytes:
+    """The body of a request from its encoded images and prompts, and the index of each image's prompt."""
+    document = {"images": list(images), "prompts": list(prompts), "groups": list(groups)}
     return json.dumps(document, allow_nan=False).encode()
 
 
@@ -111,21 +135,6 @@ def check_token(token: str) -> None:
     """Raise a ValueError where a token cannot travel in a header; the message does not show it."""
     if not all("!" <= letter <= "~" for letter in token):
         raise ValueError("token: expected one word of visible ASCII, got blanks or other characters; make another one")
-
-
-def _base64_png(image: Images, name: str) -> str:
-    return base64.b64encode(encode_png(image, name)).decode()
-
-
-def _prompt_row(prompt: Prompt) -> dict[str, Any]:
-    name = f"prompt {prompt.id or prompt.text!r:.80}"
-    sources = [_base64_png(image, f"{name}, source image {k}") for k, image in enumerate(prompt.source_images)]
-    try:
-        metadata = plain_json(prompt.metadata, f"{name}, metadata")
-    except RecursionError as error:
-        raise ValueError(f"{name}, metadata: expected JSON, got values that are nested too deeply") from error
-    row = {"text": prompt.text, "source_images": sources, "metadata": metadata, "id": prompt.id, "group": prompt.group}
-    return {key: value for key, value in row.items() if value or key == "text"}
 
 
 def _checked_row(row: object, index: int) -> dict[str, Any]:

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from agents.algorithms.base import Algorithm, Learning
-from agents.functional import AdvantageStd, approx_kl, clip_fraction, clipped_surrogate, group_advantages, ratio
+from agents.functional import (
+    AdvantageStd,
+    KLDivisor,
+    approx_kl,
+    check_choice,
+    clip_fraction,
+    clipped_surrogate,
+    group_advantages,
+    ratio,
+)
 from agents.samplers import FlowSDE, Sampler, Transition, kl, log_prob
 from agents.types import Chunk, Rollout, join_conditions
 
@@ -22,13 +31,18 @@ class FlowGRPO(Algorithm):
     that step under the policy and the reference. With another sampler it is DanceGRPO (arXiv:2505.07818), with a
     window MixGRPO (arXiv:2507.21802).
 
-    Differs: log_prob is a mean over latent dimensions, as in the published code, not the paper's sum.
+    Differs: log_prob is a mean over latent dimensions, as in the published code, not the paper's sum. By default KL_ik
+    is the paper's; the published code's, and the kl_coef published with it, leave ``-dt`` out: ``kl_divisor``.
 
     Attributes:
         rollout_sampler: how rollouts are drawn; its stochastic steps are the ones that are learnt.
         clip_range: c; 1e-4 in the published code at 512 px. The ratio's spread shrinks with the latents' size, so a
             small world wants more.
-        kl_coef: beta; 0.04 for GenEval. 0 saves the reference's forward pass.
+        kl_coef: beta; published are 0.04 for GenEval and OCR, 0.01 for PickScore, all with ``kl_divisor="diffusion"``.
+            0 saves the reference's forward pass.
+        kl_divisor: of the means' squared distance. ``variance``: ``2 std^2``, the KL of the step's two Gaussians.
+            ``diffusion``: ``2 g^2``, the published code's; the term is then ``-dt`` times the KL, a tenth or so at ten
+            steps. CPS has no g, and ``variance`` in that code too.
         advantage_std: divide by the group's, the batch's (the published default) or no standard deviation.
         advantage_clip: bound of an advantage.
         steps_per_forward: stochastic steps that one forward pass replays; more fill a device that one batch leaves
@@ -39,6 +53,7 @@ class FlowGRPO(Algorithm):
     rollout_sampler: Sampler = field(default_factory=FlowSDE)
     clip_range: float = 1e-4
     kl_coef: float = 0.04
+    kl_divisor: KLDivisor = "variance"
     advantage_std: AdvantageStd = "global"
     advantage_clip: float = 5.0
     steps_per_forward: int = 1
@@ -50,9 +65,18 @@ class FlowGRPO(Algorithm):
             )
         if self.steps_per_forward < 1:
             raise ValueError(f"FlowGRPO: expected steps_per_forward of 1 or more, got {self.steps_per_forward}")
-        if not self.rollout_sampler.stochastic_steps(torch.Generator()):
+        check_choice("FlowGRPO: kl_divisor", self.kl_divisor, ("variance", "diffusion"))
+        sampler, steps = self.rollout_sampler, self.rollout_sampler.stochastic_steps(torch.Generator())
+        if not steps:
             raise ValueError(
                 "FlowGRPO: rollout_sampler has no stochastic step to learn from; use FlowSDE, DanceSDE or CPS"
+            )
+        # Which steps have a g is known by one of them: better now than at the first loss.
+        x = torch.zeros(1, 1)
+        if self.kl_divisor == "diffusion" and sampler.transition(x, x, sampler.sigmas(), steps[0]).diffusion is None:
+            raise ValueError(
+                'FlowGRPO: kl_divisor: expected "variance" for a sampler whose steps have no g, got "diffusion" with '
+                f"{type(sampler).__name__}; give that, or draw by FlowSDE or DanceSDE"
             )
 
     def sampler(self) -> Sampler:
@@ -91,7 +115,7 @@ class FlowGRPO(Algorithm):
         learning.report(ratio_std=rho.std(correction=0), ratio_error=(rho - 1).abs().max())
         learning.report(approx_kl=approx_kl(new, old))
         if reference is not None:
-            divergence = kl(transition, reference).mean()
+            divergence = kl(transition, reference, self.kl_divisor).mean()
             learning.report(kl_loss=divergence)
             loss = loss + self.kl_coef * divergence
         return loss

@@ -47,6 +47,8 @@ class BackbonePolicy(PromptedPolicy):
     """Height and width are multiples of it."""
     default_sampler: ClassVar[ODE] = ODE(num_inference_steps=28, guidance_scale=4.5, shift=None)
     """How the published model is usually drawn from, where nothing else is said."""
+    released_edit_negative_prompt: ClassVar[str] = ""
+    """What the model's published script gives the negative branch in editing; for folders with no settings of ours."""
     has_even_grid: ClassVar[bool] = True
     """The pipeline hands its scheduler equal steps to be shifted; if not, the scheduler has a grid of its own."""
 

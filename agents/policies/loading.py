@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
-from typing import Any
 
 from agents.policies.backbone import INDEX_NAME, SETTINGS_NAME, BackbonePolicy, BackboneSettings
 
 # The class that a diffusers folder names, and the policy that runs it: module and class.
 POLICIES = {
     "StableDiffusion3Pipeline": ("agents.policies.sd3", "SD3Policy"),
-    "StableDiffusion3KontextPipeline": ("agents.policies.sd3", "SD3Policy"),
+    "StableDiffusion3KontextPipeline": ("agents.policies.sd3", "UniPic2KontextPolicy"),
     "UniPic2MetaQueryPipeline": ("agents.policies.metaquery", "MetaQueryPolicy"),
     "FluxPipeline": ("agents.policies.flux", "FluxPolicy"),
     "FluxKontextPipeline": ("agents.policies.flux", "FluxKontextPolicy"),
@@ -24,12 +23,14 @@ POLICIES = {
 }
 
 
-# Published folders without an index are known by their transformer.
+# Published models without an index are known by their transformer.
 _PIPELINES = {
     "SD3Transformer2DModel": "StableDiffusion3Pipeline",
     "SD3Transformer2DKontextModel": "StableDiffusion3KontextPipeline",
 }
-_TRANSFORMER_CONFIG = Path("transformer") / "config.json"
+_TRANSFORMER_CONFIG = "transformer/config.json"
+# An SD3 with a connector has its prompts read by a language model: UniPic 2.0 published MetaQuery so.
+_CONNECTOR_CONFIG, _METAQUERY = "conditioner/config.json", "UniPic2MetaQueryPipeline"
 
 
 def load_backbone(source: str | Path, settings: BackboneSettings | None = None) -> BackbonePolicy:
@@ -80,23 +81,64 @@ def is_backbone(folder: Path) -> bool:
 
 
 def pipeline_name(source: str | Path) -> str:
-    """The pipeline class that a folder or a repository of the hub names.
+    """The pipeline class that a folder or a repository of the hub names, or else that its parts are those of.
 
     Raises:
         ValueError: there is no such folder or repository, or it is not in diffusers' layout.
     """
-    folder = Path(source)
     try:
-        if (folder / INDEX_NAME).is_file():
-            return str(json.loads((folder / INDEX_NAME).read_text())["_class_name"])
-        if folder.is_dir():
-            return _PIPELINES[json.loads((folder / _TRANSFORMER_CONFIG).read_text())["_class_name"]]
-        from diffusers import DiffusionPipeline
-
-        pipeline_class: Any = DiffusionPipeline
-        return str(pipeline_class.load_config(str(source))["_class_name"])
+        name = _index_name(source)
+        is_metaquery = name in _PIPELINES.values() and has_file(source, _CONNECTOR_CONFIG)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{source}: expected a folder in diffusers' layout ({INDEX_NAME}) or a repository of the hub, "
-            f"got neither ({error})"
+            f"got neither ({one_line(error)})"
         ) from error
+    return _METAQUERY if is_metaquery else name
+
+
+def _index_name(source: str | Path) -> str:
+    try:
+        return str(json.loads(model_file(source, INDEX_NAME).read_text())["_class_name"])
+    except FileNotFoundError:
+        return _PIPELINES[json.loads(model_file(source, _TRANSFORMER_CONFIG).read_text())["_class_name"]]
+
+
+def model_file(source: str | Path, name: str) -> Path:
+    """One file of a model; of a repository of the hub this file alone is downloaded, or found in the hub's cache.
+
+    Args:
+        source: a folder, or a repository of the hub.
+        name: with its folders, as in ``"vae/config.json"``.
+
+    Raises:
+        FileNotFoundError: the model has no such file, or the hub cannot be reached and its cache has not got it.
+        OSError: there is no such repository.
+        ValueError: the source is neither a folder nor a name that a repository can have.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"no {name} in it")
+        return folder / name
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(str(source), name))
+    except EntryNotFoundError as error:
+        raise FileNotFoundError(f"no {name} in it: {error}") from error
+
+
+def has_file(source: str | Path, name: str) -> bool:
+    """Whether :func:`model_file` has a file."""
+    try:
+        model_file(source, name)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line: those of the hub have several."""
+    return " ".join(str(error).split())

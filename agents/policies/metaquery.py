@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,15 +24,11 @@ from torch import Tensor, nn
 from agents.policies.backbone import BackbonePolicy, BackboneSettings
 from agents.policies.connector import Connector
 from agents.policies.embeddings import Row, unstack
-from agents.policies.metaquery_parts import (
-    PIPELINE_NAME,
-    MetaQueryPipeline,
-    decode_images,
-    encode_images,
-    pixels_per_latent,
-)
+from agents.policies.metaquery_parts import PIPELINE_NAME, MetaQueryPipeline
+from agents.policies.metaquery_vae import decode_images, encode_images, pixels_per_latent
 from agents.policies.query_reader import QueryReader
 from agents.policies.scenes_parts import PatchCodec
+from agents.policies.sd3 import UNIPIC2_EDIT_NEGATIVE_PROMPT
 from agents.policies.unipic2 import kontext_velocity, num_channels
 from agents.samplers import ODE
 
@@ -54,6 +49,7 @@ class MetaQueryPolicy(BackbonePolicy):
 
     pipeline_name: ClassVar[str] = PIPELINE_NAME
     default_sampler: ClassVar[ODE] = ODE(num_inference_steps=50, guidance_scale=3.5, shift=None)
+    released_edit_negative_prompt: ClassVar[str] = UNIPIC2_EDIT_NEGATIVE_PROMPT
     max_sources: ClassVar[int | None] = 1
     has_even_grid: ClassVar[bool] = False
 
@@ -71,15 +67,8 @@ class MetaQueryPolicy(BackbonePolicy):
 
     @classmethod
     def load_pipeline(cls, source: str, settings: BackboneSettings) -> MetaQueryPipeline:
-        """A folder as :class:`MetaQueryPipeline` describes it, or a repository of the hub with that layout.
-
-        UniPic 2.0's own repository has no language model in it: put Qwen2.5-VL-7B-Instruct under ``lmm`` beside it,
-        and a ``model_index.json`` with ``{"_class_name": "UniPic2MetaQueryPipeline"}``.
-        """
-        from huggingface_hub import snapshot_download
-
-        folder = Path(source) if Path(source).is_dir() else Path(snapshot_download(source))
-        return MetaQueryPipeline.from_pretrained(folder, settings)
+        """See :meth:`MetaQueryPipeline.from_pretrained`: UniPic 2.0's own folder or repository loads as it is."""
+        return MetaQueryPipeline.from_pretrained(source, settings)
 
     def check_size(self, settings: BackboneSettings) -> None:
         """See :meth:`BackbonePolicy.check_size`; a side is whole tokens of the language model too."""

@@ -1,8 +1,10 @@
-"""The parts of a UniPic2-MetaQuery checkpoint, their folder, and the two codecs that can stand in it.
+"""The parts of a UniPic2-MetaQuery checkpoint and their folder.
 
-A folder has ``model_index.json``, ``transformer/`` and ``scheduler/`` (diffusers), ``vae/`` (diffusers' AutoencoderKL,
-or the embedded world's patch codec), ``lmm/`` (transformers: Qwen2.5-VL with tokenizer and image settings) and
-``conditioner/`` (the connector, as published).
+A folder, or a repository of the hub, has ``model_index.json``, ``transformer/`` and ``scheduler/`` (diffusers),
+``vae/`` (diffusers' AutoencoderKL, or the embedded world's patch codec), ``lmm/`` (transformers: Qwen2.5-VL with
+tokenizer and image settings) and ``conditioner/`` (the connector, as published). UniPic 2.0's own has neither an index
+nor a language model: its released scripts load :data:`LANGUAGE_MODEL` from the hub, and so does this where there is no
+``lmm/``.
 """
 
 from __future__ import annotations
@@ -13,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
-from agents.policies.backbone import BackboneSettings
+from agents.policies.backbone import INDEX_NAME, BackboneSettings
 from agents.policies.connector import CONFIG_NAME, WEIGHTS_NAME, Connector, ConnectorConfig
-from agents.policies.pictures import decoded, drawn_latents
+from agents.policies.loading import has_file, model_file, one_line
+from agents.policies.metaquery_vae import load_vae, save_codec
 from agents.policies.query_reader import Reading
 from agents.policies.scenes_parts import PatchCodec
 
 PIPELINE_NAME = "UniPic2MetaQueryPipeline"
-_PATCH_CODEC = "PatchCodec"
+LANGUAGE_MODEL = "Qwen/Qwen2.5-VL-7B-Instruct"
+"""What UniPic 2.0's released scripts read prompts with."""
 _PREPROCESSOR = "preprocessor_config.json"
 
 
@@ -69,20 +71,22 @@ class MetaQueryPipeline:
     traits: MetaQueryTraits
 
     @classmethod
-    def from_pretrained(cls, folder: Path, settings: BackboneSettings) -> MetaQueryPipeline:
-        """Read a folder of :meth:`save_pretrained`.
+    def from_pretrained(cls, source: str | Path, settings: BackboneSettings) -> MetaQueryPipeline:
+        """Read a folder of :meth:`save_pretrained`, a published one, or a repository of the hub that is either.
 
         Raises:
             ValueError: a part is missing or of another kind.
         """
-        connector = Connector.load(folder / "conditioner").to(settings.weights_dtype)
-        return cls(**_loaded(folder, folder / "lmm", settings), connector=connector, traits=read_traits(folder))
+        lmm = (source, "lmm") if has_file(source, f"lmm/{CONFIG_NAME}") else (LANGUAGE_MODEL, "")
+        parts = _generator(source, settings) | _language_model(*lmm, settings.torch_dtype)
+        connector = _connector(source).to(settings.weights_dtype)
+        return cls(**parts, connector=connector, traits=read_traits(source))
 
     @classmethod
     def from_parts(
         cls,
-        generator: Path,
-        lmm: Path,
+        generator: str | Path,
+        lmm: str | Path,
         connector: ConnectorConfig | Path | None = None,
         traits: MetaQueryTraits | None = None,
         settings: BackboneSettings | None = None,
@@ -90,8 +94,9 @@ class MetaQueryPipeline:
         """Put a policy together from checkpoints: what stages A and C of pre-training start from.
 
         Args:
-            generator: a folder with ``transformer``, ``vae`` and ``scheduler``: SD3.5, or stage B's.
-            lmm: Qwen2.5-VL's folder.
+            generator: a folder with ``transformer``, ``vae`` and ``scheduler``: SD3.5, or stage B's; or a repository of
+                the hub.
+            lmm: Qwen2.5-VL's folder, or its repository.
             connector: a trained one's folder, or sizes of a new one, whose widths are those of the two models; the
                 published depth by default. New weights come from torch's own generator.
             traits: UniPic2's unless given.
@@ -101,7 +106,7 @@ class MetaQueryPipeline:
             ValueError: a part is missing.
         """
         settings = settings or BackboneSettings(float32_weights=True)
-        parts = _loaded(generator, lmm, settings)
+        parts = _generator(generator, settings) | _language_model(lmm, "", settings.torch_dtype)
         if isinstance(connector, Path):
             made = Connector.load(connector)
         else:
@@ -143,32 +148,55 @@ class MetaQueryPipeline:
         (folder / "lmm" / _PREPROCESSOR).write_text(json.dumps(pictures, indent=1, default=str) + "\n")
         self.connector.save(folder / "conditioner")
         index = {"_class_name": PIPELINE_NAME, "traits": asdict(self.traits)}
-        (folder / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
+        (folder / INDEX_NAME).write_text(json.dumps(index, indent=1) + "\n")
 
 
-def _loaded(generator: Path, lmm: Path, settings: BackboneSettings) -> dict[str, Any]:
-    """All parts but the connector."""
+def _generator(source: str | Path, settings: BackboneSettings) -> dict[str, Any]:
+    """Transformer, VAE and scheduler of a folder or a repository."""
     import diffusers
-    import transformers
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     sd3: Any = diffusers.SD3Transformer2DModel
     euler: Any = diffusers.FlowMatchEulerDiscreteScheduler
-    pictures: Any = Qwen2VLImageProcessorPil
-    dtype = settings.torch_dtype
+    dtype = settings.weights_dtype
     try:
         return {
-            "transformer": sd3.from_pretrained(str(generator / "transformer"), torch_dtype=settings.weights_dtype),
-            "vae": load_vae(generator / "vae", dtype),
-            "scheduler": euler.from_pretrained(str(generator / "scheduler")),
-            "lmm": transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(str(lmm), dtype=dtype),
-            "tokenizer": transformers.AutoTokenizer.from_pretrained(str(lmm)),
-            "pictures": pictures.from_pretrained(str(lmm)),
+            "transformer": sd3.from_pretrained(str(source), subfolder="transformer", torch_dtype=dtype),
+            "vae": load_vae(source, settings.torch_dtype),
+            "scheduler": euler.from_pretrained(str(source), subfolder="scheduler"),
         }
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{generator}: expected transformer/, vae/, scheduler/ and, in {lmm}, a Qwen2.5-VL ({error})"
+            f"{source}: expected transformer/, vae/, scheduler/, got none that load ({one_line(error)})"
         ) from error
+
+
+def _language_model(source: str | Path, subfolder: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Qwen2.5-VL with its tokenizer and image processor, of a folder or a repository, or of a folder in it."""
+    import transformers
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    model: Any = transformers.Qwen2_5_VLForConditionalGeneration
+    pictures: Any = Qwen2VLImageProcessorPil
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(source), "subfolder": subfolder}
+    try:
+        return {
+            "lmm": model.from_pretrained(**where, dtype=dtype),
+            "tokenizer": transformers.AutoTokenizer.from_pretrained(**where),
+            "pictures": pictures.from_pretrained(**where),
+        }
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{Path(source) / subfolder}: expected a Qwen2.5-VL with tokenizer and image settings, got none that loads "
+            f"({one_line(error)}); hf download {LANGUAGE_MODEL}, or put it into the checkpoint's folder as lmm/"
+        ) from error
+
+
+def _connector(source: str | Path) -> Connector:
+    try:
+        config, _ = (model_file(source, f"conditioner/{name}") for name in (CONFIG_NAME, WEIGHTS_NAME))
+    except OSError as error:
+        raise ValueError(f"{source}: expected a connector in conditioner/, got none ({one_line(error)})") from error
+    return Connector.load(config.parent)
 
 
 def _fitted(config: ConnectorConfig, transformer: Any, lmm: Any) -> ConnectorConfig:
@@ -181,57 +209,19 @@ def _fitted(config: ConnectorConfig, transformer: Any, lmm: Any) -> ConnectorCon
     )
 
 
-def read_traits(folder: Path) -> MetaQueryTraits:
-    """What the folder of a checkpoint says of itself; UniPic2's traits where it says nothing.
+def read_traits(source: str | Path) -> MetaQueryTraits:
+    """What the index of a checkpoint says of it; UniPic2's traits where it says nothing, or there is none.
 
     Raises:
         ValueError: it says something else.
     """
-    found = dict(json.loads((folder / "model_index.json").read_text()).get("traits", {}))
+    try:
+        index = model_file(source, INDEX_NAME)
+    except FileNotFoundError:
+        return MetaQueryTraits()
+    found = dict(json.loads(index.read_text()).get("traits", {}))
     try:
         reading = Reading(**found.pop("reading", {}))
         return MetaQueryTraits(reading=reading, **found)
     except TypeError as error:
-        raise ValueError(f"{folder}/model_index.json: expected the traits of a MetaQuery policy ({error})") from error
-
-
-def save_codec(codec: PatchCodec, folder: Path) -> None:
-    """Write a patch codec as a folder, in diffusers' layout."""
-    folder.mkdir(parents=True, exist_ok=True)
-    sizes = {"patch_size": codec.patch_size, "num_channels": len(codec.scale)}
-    (folder / CONFIG_NAME).write_text(json.dumps({"_class_name": _PATCH_CODEC, **sizes}, indent=1) + "\n")
-    save_file({name: tensor.contiguous() for name, tensor in codec.state_dict().items()}, folder / WEIGHTS_NAME)
-
-
-def load_vae(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """An AutoencoderKL, or the patch codec of :func:`save_codec`, which is float32 always."""
-    from diffusers import AutoencoderKL
-
-    config = json.loads((folder / CONFIG_NAME).read_text())
-    if config["_class_name"] != _PATCH_CODEC:
-        kl: Any = AutoencoderKL
-        vae: nn.Module = kl.from_pretrained(str(folder), torch_dtype=dtype)
-        return vae
-    codec = PatchCodec(config["patch_size"], config["num_channels"])
-    codec.load_state_dict(load_file(folder / WEIGHTS_NAME))
-    return codec
-
-
-def pixels_per_latent(vae: nn.Module) -> int:
-    """Side in pixels of what becomes one latent."""
-    if isinstance(vae, PatchCodec):
-        return vae.patch_size
-    config: Any = vae.config
-    return int(2 ** (len(config.block_out_channels) - 1))
-
-
-def encode_images(vae: Any, images: Tensor) -> Tensor:
-    """Images, uint8 [B, H, W, 3], to latents [B, C, h, w]; UniPic2's released code samples the VAE's posterior."""
-    return vae.encode(images) if isinstance(vae, PatchCodec) else drawn_latents(vae, images)
-
-
-def decode_images(vae: Any, latents: Tensor) -> Tensor:
-    """Latents [B, C, h, w] to images in [-1, 1], [B, 3, H, W]."""
-    if isinstance(vae, PatchCodec):
-        return vae.decode(latents).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return decoded(vae, latents)
+        raise ValueError(f"{source}/{INDEX_NAME}: expected the traits of a MetaQuery policy ({error})") from error

@@ -41,8 +41,10 @@ class PromptedPolicy(FlowPolicy):
     def embed_prompts(self, texts: Sequence[str], sources: Sequence[Sequence[Any]]) -> Sequence[Row]:
         """Embed texts, one row of tensors each, on any device.
 
-        It is called with one text at a time: a matrix product's last bits depend on the batch's shape, and so would an
-        embedding on what was asked for with it, which a resumed run does not know.
+        What is kept is embedded one text at a time: a matrix product's last bits depend on the batch's shape, and so
+        would an embedding on what was asked for with it, which a resumed run does not know.
+        :meth:`encode_batch` hands over a whole batch: but for those bits each row has to be the same, whatever else is
+        in it.
 
         Args:
             texts: B prompts, instructions or negative prompts.
@@ -50,7 +52,7 @@ class PromptedPolicy(FlowPolicy):
         """
 
     def encode_sources(self, images: Tensor) -> Tensor:
-        """Source images, uint8 [B, H, W, 3], to clean reference latents [B, C, h, w]; called with one at a time."""
+        """Source images, uint8 [B, H, W, 3], to clean reference latents [B, C, h, w]; kept ones are encoded alone."""
         raise NotImplementedError(f"{type(self).__name__} has max_sources {self.max_sources} and no encode_sources")
 
     @property
@@ -87,6 +89,24 @@ class PromptedPolicy(FlowPolicy):
         positive = {name: tensor[:count] for name, tensor in texts.items()} | shared
         negative = {name: tensor[count:] for name, tensor in texts.items()} | shared
         return Condition(positive, Condition(negative))
+
+    @final
+    @torch.no_grad()
+    def encode_batch(self, prompts: Sequence[PromptLike]) -> Condition:
+        """:meth:`encode` of a stream's batch, which does not come again: one call of each encoder, nothing kept: [B].
+
+        There is no negative branch. Rows are those of :meth:`encode` but for the last bits, which depend on the batch:
+        whoever goes on with a stream has to go on with the same batches.
+        """
+        check_same_number_of_sources(prompts)
+        self._check_sources(prompts)
+        texts, sources = [prompt.text for prompt in prompts], [tuple(prompt.source_images) for prompt in prompts]
+        visit = Visit(self.text_encoders, self.settings.offload_encoders)
+        tensors = stack_rows(visit.run(self._device, lambda: self.embed_prompts(texts, sources)))
+        for index, images in enumerate(zip(*sources, strict=True)):
+            batch = torch.from_numpy(np.stack(images)).to(self._device)
+            tensors[f"reference_{index}"] = self.encode_sources(batch)
+        return Condition(self._on_device(tensors))
 
     def _text_rows(self, prompts: Sequence[PromptLike]) -> list[Row]:
         """Rows of the positive branch, then as many of the negative one."""

@@ -17,6 +17,7 @@ from agents.policies.backbone import INDEX_NAME, BackbonePolicy, BackboneSetting
 from agents.policies.embeddings import Row, unstack
 from agents.policies.pictures import drawn_latents
 from agents.policies.unipic2 import kontext_velocity, num_channels
+from agents.samplers import ODE
 
 MAX_TEXT_TOKENS = 512
 _DEFAULT_TEXT_TOKENS = 256
@@ -135,6 +136,17 @@ class SD3Policy(BackbonePolicy):
         transformer: Any = self.transformer
         for block in transformer.transformer_blocks:
             block.compile()
+
+
+class UniPic2KontextPolicy(SD3Policy):
+    """UniPic2-SD3.5M-Kontext as released: SD3's policy with the released pipeline's 50 steps and guidance 3.5.
+
+    A folder of this kind is known by its index or by its transformer's class. What :meth:`save` writes is an SD3
+    pipeline, so that diffusers loads it: a run's folder records by itself how it was evaluated.
+    """
+
+    default_sampler = ODE(num_inference_steps=50, guidance_scale=3.5, shift=None)
+    released_edit_negative_prompt = UNIPIC2_EDIT_NEGATIVE_PROMPT
 
 
 def sd35_medium_config() -> dict[str, Any]:

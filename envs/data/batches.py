@@ -26,7 +26,7 @@ class BatchSettings:
 
     Attributes:
         batch_size: examples of a batch.
-        resolution: S by the number of batches of the task that there have been.
+        resolution: S by the number of batches of the task that there have been, in all processes together.
         balanced: aspect ratios take turns, so that rare ones are seen as often as common ones: what a full bucket
             cannot hold while another's turn lasts is passed over. Otherwise whichever is full first comes.
         patience: with ``balanced``, examples read for a ratio's turn, in batches; a ratio that did not fill by then has
@@ -108,7 +108,8 @@ class TaskBatches:
             if not self._settings.balanced or len(queue) < count:
                 queue.append(example)
         taken, self._waiting[ratio] = self._waiting[ratio][:count], self._waiting[ratio][count:]
-        self._num_batches += 1
+        # Every process has had as many.
+        self._num_batches += self.examples.world_size
         self._turn = (ratio + 1) % len(RATIOS)
         self._resting.discard(ratio)
         return _stacked(taken)

@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from envs.data.buckets import FACTOR
+from envs.data.dealing import Leg, Legs, dealt_rows
 from envs.data.framing import Example, Place, framed
-from envs.data.order import Cursor, Order, OrderedRow, ordered_rows
+from envs.data.order import Order, OrderedRow
 from envs.data.pictures import BadRowError
 from envs.data.problems import Problems
 from envs.data.records import RecordFiles
@@ -53,6 +54,7 @@ class _Ahead:
 
     place: Place
     ordered: OrderedRow
+    after: Legs
     future: Future[Example]
 
 
@@ -71,7 +73,13 @@ class Examples:
         self._seeds = [_seed(drawing.order.seed, task, index) for index in range(len(files) + 1)]
         self._weights = np.array([entry.data.weight for entry in files])
         self._pool = ThreadPoolExecutor(drawing.num_workers, "decode") if drawing.num_workers else None
-        self._start(0, [Cursor() for _ in files])
+        own = Leg(drawing.order.rank, drawing.order.world_size)
+        self._start(0, [(own,) for _ in files])
+
+    @property
+    def world_size(self) -> int:
+        """Number of the processes that share the rows."""
+        return self._drawing.order.world_size
 
     def take(self, size: int) -> Example:
         """The next good example at a size; bad rows are counted on the way.
@@ -85,7 +93,7 @@ class Examples:
             ahead = self._ahead.popleft()
             example = self._finished(ahead, size)
             self._draws += 1
-            self._cursors[ahead.place.data] = ahead.ordered.after
+            self._legs[ahead.place.data] = ahead.after
             self._watch(ahead, example is not None)
             if example is not None:
                 return example
@@ -108,11 +116,11 @@ class Examples:
 
     def state(self) -> dict[str, Any]:
         """The position behind the last example that was taken, as JSON."""
-        return {"draws": self._draws, "cursors": [cursor.as_json() for cursor in self._cursors]}
+        return {"draws": self._draws, "legs": [[asdict(leg) for leg in legs] for legs in self._legs]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a position of :meth:`state`."""
-        self._start(int(state["draws"]), [Cursor(**cursor) for cursor in state["cursors"]])
+        self._start(int(state["draws"]), [tuple(map(Leg.of, legs)) for legs in state["legs"]])
 
     def identity(self) -> dict[str, Any]:
         """What a position depends on, as JSON."""
@@ -125,27 +133,27 @@ class Examples:
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _start(self, draws: int, cursors: list[Cursor]) -> None:
+    def _start(self, draws: int, legs: list[Legs]) -> None:
         self._draws = self._begun = draws
-        self._cursors = cursors
+        self._legs = legs
         orders = [replace(self._drawing.order, seed=seed) for seed in self._seeds[1:]]
-        self._rows = [ordered_rows(*each) for each in zip(self._files, orders, cursors, strict=True)]
+        self._rows = [dealt_rows(*each) for each in zip(self._files, orders, legs, strict=True)]
         self._ahead: deque[_Ahead] = deque()
         self._had_good: dict[tuple[int, int], bool] = {}
 
     def _begin(self, size: int) -> _Ahead:
         data = self._choice(self._begun)
         self._begun += 1
-        ordered = next(self._rows[data])
+        ordered, after = next(self._rows[data])
         place = Place(data, ordered.shard, ordered.number)
         if self._pool is not None:
-            return _Ahead(place, ordered, self._pool.submit(self._make, place, ordered.row, size))
+            return _Ahead(place, ordered, after, self._pool.submit(self._make, place, ordered.row, size))
         future: Future[Example] = Future()
         try:
             future.set_result(self._make(place, ordered.row, size))
         except BadRowError as error:
             future.set_exception(error)
-        return _Ahead(place, ordered, future)
+        return _Ahead(place, ordered, after, future)
 
     def _choice(self, draw: int) -> int:
         """The set of a draw."""

@@ -6,13 +6,14 @@ and no buffer has to be saved: on resuming, the rows of the current window are p
 
 Among processes every row of an epoch belongs to exactly one: either whole files do (file k of the epoch's order is
 process ``k mod world_size``'s), or, where there are few files, single rows (row r of file k is process
-``(r + k) mod world_size``'s). Epochs begin for each process by itself.
+``(r + k) mod world_size``'s). Epochs begin for each process by itself. Another number of processes goes on by
+``envs.data.dealing``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -86,10 +87,6 @@ class Cursor:
     row: int = 0
     taken: int = 0
 
-    def as_json(self) -> dict[str, int]:
-        """As JSON; ``Cursor(**json)`` reads it."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class OrderedRow:
@@ -128,13 +125,13 @@ class _Window:
         return Cursor(self.start.epoch, file, number + 1)
 
 
-def ordered_rows(files: RecordFiles, order: Order, cursor: Cursor) -> Iterator[OrderedRow]:
-    """The rows from a cursor on, epoch after epoch, without end.
+def ordered_rows(files: RecordFiles, order: Order, cursor: Cursor, last: int | None = None) -> Iterator[OrderedRow]:
+    """The rows from a cursor on, epoch after epoch: to the end of epoch ``last``, or without end.
 
     Raises:
         ValueError: there is no row for this process in a whole epoch.
     """
-    while True:
+    while last is None or cursor.epoch <= last:
         is_empty = cursor == Cursor(cursor.epoch)
         for window in _windows(files, order, cursor):
             is_empty = False

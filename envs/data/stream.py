@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.data.batches import BatchSettings, TaskBatches
+from envs.data.dealing import redealt_position
 from envs.data.examples import Examples
 from envs.data.fields import Kind
 from envs.data.prefetch import Prefetch
@@ -15,17 +16,17 @@ from envs.data.records import RecordFiles, RecordSet
 from envs.scenes.pretraining import SupervisedBatch
 
 KINDS: dict[str, Kind] = {"t2i": "t2i", "edit": "edit"}
-_VERSION = 1
+_VERSION = 2
 
 
 class StreamBatches:
     """Endless batches of ``"t2i"`` and ``"edit"`` sets; satisfies ``pdtr.pretraining_data.BatchSource``.
 
-    Its state is of one process: each saves and loads its own.
+    Its state is of one process: each saves and loads its own, or another number of processes loads all of them.
 
     Args:
         sets: the data sets of each task.
-        settings: see :class:`BatchSettings`.
+        settings: see :class:`BatchSettings`; of all tasks, or by task.
         rank: the process's number.
         world_size: number of processes; every row of an epoch comes to exactly one of them.
 
@@ -37,7 +38,7 @@ class StreamBatches:
     def __init__(
         self,
         sets: Mapping[str, Sequence[RecordSet]],
-        settings: BatchSettings = BatchSettings(),  # noqa: B008 (frozen)
+        settings: BatchSettings | Mapping[str, BatchSettings] = BatchSettings(),  # noqa: B008 (frozen)
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -45,14 +46,16 @@ class StreamBatches:
         if unknown or not sets or not all(sets.values()):
             got = f"a task {unknown[0]!r}" if unknown else "none" if not sets else "a task without one"
             raise ValueError(f"sets: expected data sets for {' or '.join(KINDS)}, got {got}")
-        drawing = settings.drawing(rank, world_size)
+        self._rank, self._world_size = rank, world_size
+        by_task = dict.fromkeys(sets, settings) if isinstance(settings, BatchSettings) else settings
         self._tasks: dict[str, TaskBatches] = {}
         for task, of_task in sets.items():
-            files = [RecordFiles(data, KINDS[task], settings.limits) for data in of_task]
-            self._tasks[task] = TaskBatches(Examples(list(KINDS).index(task), files, drawing), settings)
+            files = [RecordFiles(data, KINDS[task], by_task[task].limits) for data in of_task]
+            examples = Examples(list(KINDS).index(task), files, by_task[task].drawing(rank, world_size))
+            self._tasks[task] = TaskBatches(examples, by_task[task])
         self._states = {task: batches.state() for task, batches in self._tasks.items()}
         self._ahead = {
-            task: Prefetch(batches.next_and_state, settings.prefetch) for task, batches in self._tasks.items()
+            task: Prefetch(batches.next_and_state, by_task[task].prefetch) for task, batches in self._tasks.items()
         }
 
     def next_batch(self, task: str) -> SupervisedBatch:
@@ -77,13 +80,27 @@ class StreamBatches:
         Raises:
             ValueError: the position is of other files, another seed or another share.
         """
-        if state.get("version") != _VERSION:
-            raise ValueError(f"state: expected version {_VERSION}, got {state.get('version')!r}")
-        for task, batches in self._tasks.items():
-            _check_same(task, state["identity"].get(task, {}), batches.examples.identity())
+        self._check_same(state, {})
+        self._restore(state["tasks"])
+
+    def load_shares(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from the positions of another number of processes, given by rank.
+
+        The epochs that they had begun are finished first, with every row that is left coming to exactly one process;
+        see ``envs.data.dealing``. Batches are others than theirs would have been.
+
+        Raises:
+            ValueError: a position is of other files, another seed or another share.
+        """
+        for rank, state in enumerate(states):
+            self._check_same(state, {"rank": rank, "world_size": len(states)})
+        tasks = {task: [state["tasks"][task] for state in states] for task in self._tasks}
+        self._restore({task: redealt_position(of, self._rank, self._world_size) for task, of in tasks.items()})
+
+    def _restore(self, positions: Mapping[str, Mapping[str, Any]]) -> None:
         for task, batches in self._tasks.items():
             self._ahead[task].stop()
-            batches.restore(state["tasks"][task])
+            batches.restore(positions[task])
             self._states[task] = batches.state()
 
     def problems(self) -> dict[str, Problems]:
@@ -101,11 +118,15 @@ class StreamBatches:
             self._ahead[task].stop()
             batches.examples.close()
 
-
-def _check_same(task: str, recorded: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    for name, value in own.items():
-        if recorded.get(name) != value:
-            raise ValueError(
-                f"state of {task!r}: expected a position with the same {name} ({value}), got one with "
-                f"{recorded.get(name)}; start the data anew, or go on with what the position is of"
-            )
+    def _check_same(self, state: Mapping[str, Any], instead: Mapping[str, int]) -> None:
+        """Whether a state is of these files and this share, or of what is named instead."""
+        if state.get("version") != _VERSION:
+            raise ValueError(f"state: expected version {_VERSION}, got {state.get('version')!r}")
+        for task, batches in self._tasks.items():
+            recorded = state["identity"].get(task, {})
+            for name, value in {**batches.examples.identity(), **instead}.items():
+                if recorded.get(name) != value:
+                    raise ValueError(
+                        f"state of {task!r}: expected a position with the same {name} ({value}), got one with "
+                        f"{recorded.get(name)}; start the data anew, or go on with what the position is of"
+                    )

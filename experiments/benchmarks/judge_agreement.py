@@ -2,7 +2,7 @@
 
 Type ``python -m experiments.benchmarks.judge_agreement``, with a judge served there and
 scored edits of ``pdtr edit-reward data``. Everything goes through ``VLMJudge``, twice: the second time is the retest.
-Readouts that a judge was not trained for are reported as they are. The figures go to ``judge_agreement.csv``.
+Templates that a judge was not trained on are reported as they are. The figures go to ``judge_agreement.csv``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from experiments.benchmarks.entry import run_benchmark
 from experiments.benchmarks.machine import describe_machine
 from experiments.benchmarks.tables import RESULTS, quantity, text_table, write_csv
 from experiments.flags import Usage, parse
-from experiments.scenes_judge_reward import JudgeRewards, find_template
+from experiments.scenes_judge_reward import JudgeRewards
+from experiments.served_rewards import find_template
 from pdtr.statistics import Interval, bootstrap_interval, wilson_interval
 from rewards.base import Prompt, Scores
 from rewards.scoring import score
@@ -41,7 +42,7 @@ class Options:
 
     Attributes:
         judge: the server, see ``pdtr train pdtr_scenes_judge --help``; its template is asked first.
-        templates: others to ask by, of the library's names or paths.
+        templates: others to ask by: the embedded world's, the library's, or paths.
         data: folder of scored edits.
         split: which of them.
         num_edits: at most so many, whole prompts.
@@ -50,7 +51,7 @@ class Options:
     """
 
     judge: JudgeRewards = field(default_factory=JudgeRewards)
-    templates: tuple[str, ...] = ("edit_following.v1", "yes_no.v1", "pairwise_edit.v1")
+    templates: tuple[str, ...] = ("scenes_yes_no.v1", "scenes_rubric.v1", "pairwise_edit.v1")
     data: Path = Path("runs/edit_reward/data")
     split: str = "test"
     num_edits: int = 2000

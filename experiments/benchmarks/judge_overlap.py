@@ -23,7 +23,7 @@ from experiments.benchmarks.machine import describe_machine
 from experiments.benchmarks.tables import RESULTS, write_csv
 from experiments.benchmarks.timing import Measurement, cases_table, median_interval
 from experiments.flags import Usage, parse
-from experiments.scenes_judge_reward import DEFAULT_URL
+from experiments.served_rewards import DEFAULT_URL
 
 if TYPE_CHECKING:
     from pdtr.config import TrainConfig

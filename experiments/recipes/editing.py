@@ -19,14 +19,20 @@ _NUM_ITERATIONS = 500
 def flow_grpo_flux_kontext() -> TrainConfig:
     """Flow-GRPO on FLUX.1-Kontext with an edit reward: the published setting for counting edits."""
     from agents.algorithms.flow_grpo import FlowGRPO
+    from agents.policies.base import JOINT_ATTENTION
+    from agents.policies.weights import LoraSettings
     from agents.samplers import ODE, FlowSDE
 
     config = _edits(_flow_grpo())
-    # Published (Flow-GRPO's code, counting_flux_kontext) but where a line says otherwise.
+    assert config.backbone is not None
+    # Published (Flow-GRPO's code, train_flux_kontext and counting_flux_kontext) but where a line says otherwise.
+    mlps = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp")
     return replace(
         config,
         output_dir=Path("runs/flow_grpo_flux_kontext"),
         base=Path("black-forest-labs/FLUX.1-Kontext-dev"),
+        backbone=replace(config.backbone, max_sequence_length=128),
+        lora=LoraSettings(rank=64, alpha=128, target_modules=(*JOINT_ATTENTION, *mlps)),
         algorithm=FlowGRPO(
             # Guidance 2.5 is an input of the distilled model, and its policy's default; 1.0 is no other beside it.
             FlowSDE(num_inference_steps=6, guidance_scale=1.0, shift=None, noise_level=0.9),
@@ -42,17 +48,26 @@ def flow_grpo_flux_kontext() -> TrainConfig:
 
 
 def diffusion_nft_qwen_image_edit() -> TrainConfig:
-    """Edit-R1: DiffusionNFT on Qwen-Image-Edit-2509, with an edit reward in its judge's place."""
+    """Edit-R1: DiffusionNFT on Qwen-Image-Edit-2509, with a judge behind vLLM."""
     from agents.algorithms.diffusion_nft import DiffusionNFT
+    from agents.policies.base import JOINT_ATTENTION
+    from agents.policies.weights import LoraSettings
     from agents.samplers import ODE
+    from experiments.published_rewards import EditRewardWeights, PublishedRewards
 
     config = _edits(_diffusion_nft())
-    # Published (Edit-R1's code, kontext_nft, which has the same for Kontext) but where a line says otherwise.
+    assert config.backbone is not None
+    # Published (Edit-R1's code) but where a line says otherwise: adapters and sizes are train_nft_qwen_image_edit's,
+    # the other numbers kontext_nft's, which copies of its qwen_image_edit_nft have too.
     return replace(
         config,
         output_dir=Path("runs/diffusion_nft_qwen_image_edit"),
         base=Path("Qwen/Qwen-Image-Edit-2509"),
-        # Differs: Euler's method, not DPM-2. No guidance: inferred. The old policy's decay is DiffusionNFT's own.
+        # Differs: no limit on text; published are 256 tokens, the source's picture included.
+        backbone=replace(config.backbone, reference_pixels=512 * 512),
+        lora=LoraSettings(rank=32, alpha=64, target_modules=JOINT_ATTENTION),
+        # Differs: Euler's method, not DPM-2. No guidance: inferred, from those copies. The old policy's decay is
+        # DiffusionNFT's own.
         algorithm=DiffusionNFT(
             ODE(num_inference_steps=6, guidance_scale=1.0, shift=None),
             beta=1.0,
@@ -60,6 +75,9 @@ def diffusion_nft_qwen_image_edit() -> TrainConfig:
             num_sigmas=5,  # Inferred: of six sampled steps, as for SD3.
             advantage_std="global",
         ),
+        # Published: the expected grade of 0 to 5 by Qwen2.5-VL-32B. Differs: our own question, without the requirement
+        # that Edit-R1's rows have beside the instruction: --rewards.judge.templates edit_requirement.v1 asks with it.
+        rewards=PublishedRewards(edit=EditRewardWeights(), edit_by="judge"),
         num_prompts=24,
         group_size=12,
         chunk_size=3,
@@ -70,8 +88,7 @@ def diffusion_nft_qwen_image_edit() -> TrainConfig:
 def _edits(config: TrainConfig) -> TrainConfig:
     """The same on edits, at 512 x 512, with the activations of a large transformer recomputed.
 
-    Differs: published rewards are half a similarity and half GenEval's rule (Flow-GRPO), and a judge of 32 billion
-    parameters behind vLLM (Edit-R1).
+    Differs: the reward is a learnt one; published is half a similarity and half GenEval's rule (Flow-GRPO).
     """
     from agents.policies.backbone import BackboneSettings
     from experiments.published_rewards import EditRewardWeights, PublishedRewards

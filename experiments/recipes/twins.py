@@ -122,7 +122,7 @@ def _tiny_tasks(tasks: Any) -> Any:
 
 
 def _tiny_rewards(rewards: PublishedRewards) -> PublishedRewards:
-    """The same rewards with tiny weights."""
+    """The same rewards with tiny weights; in place of a judge, which is a server's, tiny weights too."""
     from experiments.published_rewards import GenEvalWeights, PickScoreWeights
     from experiments.tiny_files import clip, detector, edit_reward
 
@@ -133,7 +133,7 @@ def _tiny_rewards(rewards: PublishedRewards) -> PublishedRewards:
         t2i = replace(t2i, detector=str(detector()), colors=str(clip()))
     elif isinstance(t2i, PickScoreWeights):
         t2i = replace(t2i, model=str(clip()), processor="")
-    return replace(rewards, edit=edit, t2i=t2i)
+    return replace(rewards, edit=edit, t2i=t2i, edit_by="weights")
 
 
 def _sd3_base() -> Path:

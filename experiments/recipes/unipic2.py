@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from pdtr.config import TrainConfig
 
 # Released before reinforcement learning, and so what both stages start from.
-KONTEXT = Path("models/Skywork/UniPic2-SD3.5M-Kontext-2B")
-METAQUERY = Path("models/Skywork/UniPic2-Metaquery-9B")
+KONTEXT = Path("Skywork/UniPic2-SD3.5M-Kontext-2B")
+METAQUERY = Path("Skywork/UniPic2-Metaquery-9B")
 
 
 def unipic2_pdtr() -> TrainConfig:
     """UniPic 2.0 on SD3.5M-Kontext: editing with an edit reward, then text-to-image with GenEval's rule."""
     from agents.algorithms.flow_grpo import FlowGRPO
+    from agents.policies.backbone import BackboneSettings
     from agents.policies.weights import LoraSettings
     from agents.samplers import FlowSDE
     from experiments.published_rewards import EditRewardWeights, GenEvalWeights, PublishedRewards
@@ -34,8 +35,9 @@ def unipic2_pdtr() -> TrainConfig:
         config,
         output_dir=Path("runs/unipic2_pdtr"),
         base=KONTEXT,
-        # 512 x 512 published; precision open: ours, as in Flow-GRPO's recipe.
-        backbone=config.backbone,
+        # 512 x 512 published; precision open: ours, as in Flow-GRPO's recipe. Tokens of a prompt inferred: the model's
+        # own 256, as in the released pipeline, not Flow-GRPO's 128.
+        backbone=BackboneSettings(512, 512, dtype="bfloat16"),
         algorithm=FlowGRPO(
             FlowSDE(
                 num_inference_steps=10,  # Published.
@@ -45,6 +47,7 @@ def unipic2_pdtr() -> TrainConfig:
             ),
             clip_range=1e-4,  # Inferred: Flow-GRPO's.
             kl_coef=0.04,  # Published.
+            kl_divisor="diffusion",  # Inferred: that of Flow-GRPO's code, whose 0.04 it is.
             advantage_std="group",  # Published: equation 1.
             advantage_clip=5.0,  # Inferred: Flow-GRPO's.
         ),

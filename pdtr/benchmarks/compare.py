@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pdtr.benchmarks.aggregate import OVERALL
-from pdtr.benchmarks.results import NOT_COMPARABLE, Results
+from pdtr.benchmarks.results import NOT_COMPARABLE, Results, write_json
+from pdtr.benchmarks.settings import describe
 from pdtr.paired import PairedTest, paired_test
 
 
@@ -72,6 +72,7 @@ def format_differences(first: Results, second: Results, found: Sequence[Differen
     """The differences as a table in plain text."""
     deviations = dict.fromkeys((*first.deviations, *second.deviations))
     lines = [f"{first.title}: second minus first, {len(first.prompts)} prompts, paired"]
+    lines += [f"  {side}: {describe(run.drawing)}" for side, run in (("first", first), ("second", second))]
     lines += [f"  {NOT_COMPARABLE} with published numbers: {'; '.join(deviations)}"] * bool(deviations)
     label = f"  {NOT_COMPARABLE}" if deviations else ""
     width = max(len(entry.task) for entry in found)
@@ -104,5 +105,4 @@ def save_differences(path: Path, first: Results, second: Results, found: Sequenc
         "rule": "percentile bootstrap over prompts within tasks, 95 %; sign-flip test, two-sided",
         "differences": rows,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    write_json(path, content)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pdtr.benchmarks.aggregate import OVERALL, Number, averages, prompt_values
 from pdtr.benchmarks.base import Benchmark, Item, Metric, Scorer, Values
+from pdtr.benchmarks.judging import PublishedJudge, judge_deviations
 from pdtr.benchmarks.layouts import OneEach, is_safe_name
 from pdtr.benchmarks.tables import Record, parsed, picture_of, text_of
 
@@ -26,6 +27,9 @@ PUBLISHED = 606
 """Edits a language."""
 METRICS = (Metric("O", "overall", 10.0), Metric("SC", "consistency", 10.0), Metric("PQ", "quality", 10.0))
 INTERSECTION = "intersection"
+JUDGED = PublishedJudge(
+    "GPT-4.1", ("gpt-4.1", "gpt-4.1-2025-04-14", "qwen2.5-vl-72b-instruct", "qwen2.5-vl-72b-instruct-awq"), "VIEScore's"
+)
 
 
 def load_gedit(path: Path, language: Language = "en", image_root: Path | None = None) -> Benchmark:
@@ -112,7 +116,6 @@ def judge_scorer(consistency: VLMJudge, quality: VLMJudge) -> Scorer:
     """VIEScore by two judges; published numbers are GPT-4.1's (or Qwen2.5-VL-72B's) with VIEScore's own prompts."""
     from rewards.judges.viescore import VIEScore
 
-    templates = {judge.template.name: judge.template.sha256[:12] for judge in (consistency, quality)}
-    facts = {"judge": consistency.model, "templates": templates}
-    told = f"judge {consistency.model} with the templates {', '.join(templates)} in place of GPT-4.1 with VIEScore's"
-    return Scorer(VIEScore(consistency, quality), facts, (told,))
+    asked = (consistency.template, quality.template)
+    facts = {"judge": consistency.model, "templates": {template.name: template.sha256[:12] for template in asked}}
+    return Scorer(VIEScore(consistency, quality), facts, judge_deviations(consistency.model, asked, JUDGED))

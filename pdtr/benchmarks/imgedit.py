@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pdtr.benchmarks.base import Benchmark, Item, Metric, Scorer, Values, count_deviations
+from pdtr.benchmarks.judging import PublishedJudge, judge_deviations
 from pdtr.benchmarks.layouts import OneEach, is_safe_name
 from pdtr.benchmarks.tables import Record, parsed, picture_of, text_of
 
@@ -29,6 +30,7 @@ PUBLISHED = {
 # The file calls two kinds otherwise than the tables do.
 _NAMES = {"alter": "adjust", "hybrid": "compose"}
 GRADES = ("compliance", "seamlessness", "preservation")
+JUDGED = PublishedJudge("GPT-4.1", ("gpt-4.1", "gpt-4.1-2025-04-14", "gpt-4o"), "ImgEdit's")
 
 
 def load_imgedit(path: Path, image_root: Path | None = None) -> Benchmark:
@@ -100,5 +102,5 @@ def judge_scorer(judge: VLMJudge) -> Scorer:
             f"template {judge.template.name}: expected the dimensions {', '.join(GRADES)}, 1-5 each, got {names}"
         )
     template = {judge.template.name: judge.template.sha256[:12]}
-    told = f"judge {judge.model} with the template {judge.template.name} in place of GPT-4.1 with ImgEdit's"
-    return Scorer(judge, {"judge": judge.model, "template": template}, (told,))
+    told = judge_deviations(judge.model, (judge.template,), JUDGED)
+    return Scorer(judge, {"judge": judge.model, "template": template}, told)

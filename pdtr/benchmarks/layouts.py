@@ -128,10 +128,10 @@ class Grids:
 
 @dataclass(frozen=True)
 class OneEach:
-    """One picture an item, under a path made of the item's task, language and id.
+    """One picture an item, under a path made of the item's task, language, id and place in the file.
 
     Attributes:
-        pattern: with ``{task}``, ``{language}`` and ``{id}``.
+        pattern: with ``{task}``, ``{language}``, ``{id}`` and ``{index}``.
         source_pattern: where its source is kept, as GEdit-Bench's scorer reads it; empty: nowhere.
     """
 
@@ -157,4 +157,5 @@ class OneEach:
         return [Picture(str(path), path).load()]
 
     def _path(self, root: Path, item: Item, pattern: str) -> Path:
-        return root / pattern.format(task=item.task, language=item.metadata.get("language", ""), id=item.id)
+        language = item.metadata.get("language", "")
+        return root / pattern.format(task=item.task, language=language, id=item.id, index=item.index)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rewards.base import Images
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+# Exif's orientations that lie on their side.
+_TURNED = (5, 6, 7, 8)
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,16 @@ class Picture:
             raise ValueError(f"{self.name}: expected a picture of at most {MAX_BYTES} bytes, got {size} or more")
         return decoded(self._encoded(MAX_BYTES), self.name, MAX_IMAGE_PIXELS)
 
+    def size(self) -> tuple[int, int]:
+        """(height, width) of what :meth:`load` gives, from the file's head alone.
+
+        Raises:
+            ValueError: as :meth:`load`.
+        """
+        from envs.prompts import MAX_BYTES
+
+        return encoded_size(self._encoded(MAX_BYTES), self.name)
+
     @property
     def digest(self) -> str:
         """A hash of the encoded picture, 16 hexadecimal digits; empty where it cannot be read."""
@@ -59,6 +71,23 @@ class Picture:
                 return file.read(max_bytes + 1)
         except OSError as error:
             raise ValueError(f"{self.name}: expected a picture's file, got {error.strerror or error}") from error
+
+
+def encoded_size(content: bytes, name: str) -> tuple[int, int]:
+    """(height, width) of a file's content the way up that its camera meant.
+
+    Raises:
+        ValueError: it is no picture.
+    """
+    from PIL import ExifTags, Image
+
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            is_turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
+            height, width = picture.height, picture.width
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{name}: expected a {', '.join(FORMATS)} picture, got one that is not: {error}") from error
+    return (width, height) if is_turned else (height, width)
 
 
 def decoded(content: bytes, name: str, max_pixels: int) -> Images:

@@ -17,7 +17,7 @@ from pdtr.benchmarks.aggregate import (
     prompt_values,
     reasons,
 )
-from pdtr.benchmarks.drawing import describe
+from pdtr.benchmarks.settings import describe, squashed
 
 if TYPE_CHECKING:
     from pdtr.benchmarks.base import Benchmark, Scorer
@@ -81,7 +81,7 @@ def results_of(benchmark: Benchmark, scorer: Scorer, rows: Sequence[Row], drawin
         title=benchmark.title,
         average=benchmark.average,
         scales={metric.name: metric.scale for metric in benchmark.metrics},
-        deviations=(*benchmark.deviations, *scorer.deviations),
+        deviations=(*benchmark.deviations, *squashed(benchmark.items, drawing), *scorer.deviations),
         prompts_digest=benchmark.digest,
         drawing=drawing,
         scorer=scorer.fingerprint,
@@ -103,6 +103,15 @@ def save_results(path: Path, results: Results) -> None:
         **asdict(results),
         "numbers": [{name: _plain(value) for name, value in asdict(number).items()} for number in results.numbers],
     }
+    write_json(path, content)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file of JSON, with its folder.
+
+    Raises:
+        OSError: it cannot be written; the error names it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     try:

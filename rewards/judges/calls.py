@@ -11,7 +11,7 @@ from typing import Any
 
 from rewards.judges.counters import Counters
 from rewards.judges.faults import REFUSED_ALONE, Fault, JudgeConfigurationError, check_completion
-from rewards.judges.servers import Server, choose
+from rewards.judges.servers import Server, asked_wait, choose
 from rewards.judges.settings import ClientSettings
 from rewards.judges.transport import Transport
 from rewards.names import nearest
@@ -44,6 +44,7 @@ class Trail:
     """What has become of a call so far, still known when its deadline cuts it off."""
 
     number: int
+    most_attempts: int
     deadline: float = math.inf
     attempts: int = 0
     url: str = ""
@@ -71,6 +72,7 @@ class Calls:
         # Of bodies, as many again lie ready: a server that has answered must not wait for the next image's encoding.
         self._desk = asyncio.Semaphore(2 * settings.max_in_flight)
         self._numbered = 0
+        self._has_answered = False
 
     async def complete(self, request: Callable[[], Body], batch_deadline: float) -> Outcome:
         """Wait for a turn, make the body, and ask until there is an answer or no time, or attempt, is left.
@@ -78,7 +80,7 @@ class Calls:
         Raises:
             JudgeConfigurationError: a server refuses the request, and has not answered one like it yet.
         """
-        trail = Trail(self._number())
+        trail = Trail(self._number(), self._settings.retry.attempts)
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(batch_deadline), self._desk:
@@ -101,24 +103,25 @@ class Calls:
             trail.fault = fault
         except JudgeConfigurationError as refusal:
             # Others like it were answered: what is refused is this request, say a prompt that is too long.
-            if refusal.status not in REFUSED_ALONE or not self._counters.latencies:
+            if refusal.status not in REFUSED_ALONE or not self._has_answered:
                 raise
             self._counters.failed(f"status_{refusal.status}", trail.attempts)
             return Outcome(None, str(refusal), trail.attempts, trail.url)
         self._counters.failed(trail.fault.kind if trail.fault else "deadline", trail.attempts)
         return Outcome(None, f"{reason}; last fault: {trail.fault}" if trail.fault else reason, trail.attempts)
 
-    async def path(self, path: str, body: Body) -> dict[str, Any]:
-        """POST a body to a path, tried again as a completion is.
+    async def path(self, path: str, body: Body, attempts: int) -> dict[str, Any]:
+        """POST a body to a path, tried again as a completion is, so often at most.
 
         Raises:
             Fault: no answer within the attempts and the deadline of a call.
             JudgeConfigurationError: the server refuses the request.
         """
         deadline = asyncio.get_running_loop().time() + self._settings.call_seconds
+        trail = Trail(self._number(), attempts, deadline)
         try:
             async with asyncio.timeout_at(deadline):
-                return await self._until_answered(path, json.dumps(body).encode(), Trail(self._number(), deadline))
+                return await self._until_answered(path, json.dumps(body).encode(), trail)
         except TimeoutError as error:
             raise Fault("timeout", f"no answer from {path} in {self._settings.call_seconds:g} s") from error
 
@@ -136,8 +139,11 @@ class Calls:
                 trail.fault = fault
             # A server that is away has not failed at this call: only the deadline ends the wait for it.
             spent += not trail.fault.is_unreachable
-            wait = retry.wait(trail.number, max(spent - 1, 0), trail.fault.retry_after)
-            if spent >= retry.attempts or asyncio.get_running_loop().time() + wait >= trail.deadline:
+            now = asyncio.get_running_loop().time()
+            # What one server asks for is no reason to wait where there is another.
+            asked = asked_wait(self._servers, now) if trail.fault.retry_after else 0.0
+            wait = retry.wait(trail.number, max(spent - 1, 0), asked)
+            if spent >= trail.most_attempts or now + wait >= trail.deadline:
                 # Where no time is left, its place in flight is worth more to another call.
                 raise trail.fault
             await asyncio.sleep(wait)
@@ -151,24 +157,38 @@ class Calls:
         return server
 
     async def _attempt(self, server: Server, path: str, content: bytes) -> dict[str, Any]:
+        answers = server.answers
         try:
             answer = await self._transport.post(server.url, path, content)
             if path == COMPLETIONS:
                 check_completion(answer, server.url)
         except Fault as fault:
-            if fault.is_unreachable:
-                server.unreachable(asyncio.get_running_loop().time() + self._settings.rest_seconds)
-            else:
-                server.reached()
+            self._failed(server, fault, is_silent=fault.kind == "timeout" and server.answers == answers)
             raise
         except JudgeConfigurationError as error:
+            server.reached()
             if error.status != 404 or path != COMPLETIONS:
                 raise
             raise JudgeConfigurationError(f"{error}{await self._served(server, content)}", 404) from error
         finally:
             server.ended()
         server.reached()
+        self._has_answered |= path == COMPLETIONS
         return answer
+
+    def _failed(self, server: Server, fault: Fault, is_silent: bool) -> None:
+        """Note what a fault says of its server; a silent one answered nobody for the attempt's whole time."""
+        now = asyncio.get_running_loop().time()
+        # A rest only helps where somebody else takes the calls: a server that is alone may be slow and no more.
+        others = [other for other in self._servers if other is not server and not other.is_on_trial]
+        has_other = any(other.is_awake(now) for other in others)
+        if fault.is_unreachable or (is_silent and has_other):
+            server.unreachable(now + self._settings.rest_seconds)
+        elif fault.kind != "timeout":
+            server.reached()
+        if fault.retry_after:
+            # No call waits longer than that, and a server that asks for a day is tried again before.
+            server.asked_to_wait(now + min(fault.retry_after, self._settings.call_seconds))
 
     async def _served(self, server: Server, content: bytes) -> str:
         """What a server has, for a model that it does not know."""

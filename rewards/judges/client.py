@@ -71,18 +71,20 @@ class JudgeClient:
         """
         return await asyncio.wrap_future(self._background.submit(self._batch(requests)))
 
-    async def ask_path(self, path: str, body: Body) -> dict[str, Any]:
+    async def ask_path(self, path: str, body: Body, attempts: int | None = None) -> dict[str, Any]:
         """POST a body to a path of some server and return the object it answers; tried again as calls are.
 
         Args:
             path: behind the base URL; a path that starts with ``//`` is behind the host, as vLLM's ``//tokenize``.
             body: JSON.
+            attempts: most attempts; those of a call unless given.
 
         Raises:
             Fault: no answer within the attempts and the deadline of a call.
             JudgeConfigurationError: the server refuses the request.
         """
-        return await asyncio.wrap_future(self._background.submit(self._calls.path(path, body)))
+        most = attempts or self.settings.retry.attempts
+        return await asyncio.wrap_future(self._background.submit(self._calls.path(path, body, most)))
 
     async def warm_up(self, body: Body) -> dict[str, Body | str]:
         """Send one real request to every server: /health may say yes before the first request compiles for seconds.

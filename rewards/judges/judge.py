@@ -14,7 +14,7 @@ from rewards.base import Images, Prompt, RewardTraits, Scores, Unavailable
 from rewards.judges.calls import Outcome
 from rewards.judges.client import JudgeClient
 from rewards.judges.faults import Fault, JudgeConfigurationError
-from rewards.judges.labels import served_label_ids
+from rewards.judges.labels import check_label_settings, check_single_tokens, served_label_ids
 from rewards.judges.messages import (
     content_parts,
     data_url,
@@ -49,7 +49,7 @@ class VLMJudge:
 
     The template decides what is asked and how the answer is read. A pairwise template makes a reward of group scope,
     the win rates within a group: G (G - 1) calls. Where a call fails or its answer cannot be read the image's reward is
-    NaN, with a reason; only a mistake in the configuration ends a run.
+    NaN, with a reason, and of pairs where too many are lost; only a mistake in the configuration ends a run.
 
     Components: ``label_mass`` (labels), the dimensions unscaled (rubrics), ``order_agreement``, ``missing_pairs`` and
     ``label_mass`` (pairs).
@@ -61,7 +61,8 @@ class VLMJudge:
         settings: how it is asked.
 
     Raises:
-        ValueError: no such template, or settings that do not go with its readout.
+        ValueError: no such template, settings that do not go with its readout, or, not read by ids, labels of which one
+            begins with another.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class VLMJudge:
         self.model = model
         self.template = template if isinstance(template, Template) else load_template(template)
         self.settings = settings or JudgeSettings()
-        _check_settings(self.template, self.settings)
+        check_label_settings(self.template, self.settings)
         self._keys = self._text_keys()
         self.traits = RewardTraits(
             scope="group" if self.template.is_pairwise else "sample",
@@ -113,14 +114,18 @@ class VLMJudge:
             return {}
         return dict(await served_label_ids(self.client, self.model, readout))
 
-    async def warm_up(self) -> dict[str, Reading]:
+    async def warm_up(self, check_tokens: bool = True) -> dict[str, Reading]:
         """Send one real request, of grey images, to every server; call it before training.
+
+        Args:
+            check_tokens: also check that the labels are single tokens, where a server answered and has ``/tokenize``.
 
         Returns:
             By base URL, what was read, or NaN with the reason.
 
         Raises:
-            JudgeConfigurationError: a server refuses the request, or gives no log-probabilities.
+            JudgeConfigurationError: a server refuses the request, or gives no log-probabilities; or a label is no
+                single token.
             Unavailable: the labels' ids were asked for, and no server answered.
         """
         keys = await self._label_keys()
@@ -131,6 +136,8 @@ class VLMJudge:
             if outcome.answer is not None:
                 self._check_logprobs(outcome.answer, url)
             readings[url] = self._read(outcome, keys)
+        if check_tokens and any(not isinstance(answer, str) for answer in answers.values()):
+            await self._check_tokens()
         return readings
 
     def statistics(self) -> dict[str, float]:
@@ -153,7 +160,7 @@ class VLMJudge:
             [partial(self._pair_body, pictures[i], pictures[j], prompts[0], encoded) for i, j in pairs]
         )
         readings = [self._read(outcome, keys) for outcome in outcomes]
-        return group_scores(dict(zip(pairs, readings, strict=True)), count)
+        return group_scores(dict(zip(pairs, readings, strict=True)), count, self.settings.max_missing_pairs)
 
     def _sample_body(self, image: Images, prompt: Prompt, sources: Encode) -> dict[str, Any]:
         return self._body(prompt, {"source": prompt.source_images, "image": (image,)}, sources)
@@ -203,6 +210,12 @@ class VLMJudge:
                 f"{url}: {unreadable}; set read='answer', or serve the judge with vLLM"
             ) from unreadable
 
+    async def _check_tokens(self) -> None:
+        readout, settings = self.template.readout, self.settings
+        # Labels that are read by their ids have been checked with these.
+        if isinstance(readout, LabelReadout) and settings.read == "probabilities" and not settings.token_ids:
+            await check_single_tokens(self.client, self.model, readout)
+
     def _text_keys(self) -> Keys | None:
         readout = self.template.readout
         if not isinstance(readout, LabelReadout):
@@ -231,18 +244,3 @@ def sample_scores(readings: Sequence[Reading]) -> Scores:
         {name: np.array([r.components.get(name, NAN) for r in readings], np.float32) for name in names},
         {index: reading.reason for index, reading in enumerate(readings) if reading.reason},
     )
-
-
-def _check_settings(template: Template, settings: JudgeSettings) -> None:
-    readout = template.readout
-    is_probabilities = isinstance(readout, LabelReadout) and settings.read == "probabilities"
-    if settings.token_ids and not is_probabilities:
-        raise ValueError(
-            f"token_ids: only for label probabilities, got the readout {readout.kind} read from the text; "
-            "set token_ids=False"
-        )
-    if isinstance(readout, LabelReadout) and is_probabilities and settings.top_logprobs < len(readout.labels):
-        raise ValueError(
-            f"top_logprobs: expected {len(readout.labels)} or more, one for each label of {template.name}, "
-            f"got {settings.top_logprobs}"
-        )

@@ -2,12 +2,13 @@
 
 Pref-GRPO (arXiv:2508.20751) rewards an image with the share of its group that it beats. Differs: every pair is asked
 in both orders, because judges prefer a position; probabilities are used in place of verdicts; and a pair without an
-answer is left out, not split half and half.
+answer is left out, not split half and half. An image that has lost too many of its pairs has no win rate: over others
+it was never compared with, it would not be on the scale of its group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,7 @@ def win_rates(preferred: NDArray[np.float64]) -> Values:
 
 
 def order_agreement(readings: Mapping[Pair, Reading], count: int) -> Values:
-    """The share of an image's pairs whose two orders name the same winner, float32 [G]; NaN without a pair.
+    """The share of an image's pairs whose two orders name the same winner, float32 [G]; NaN where a pair is missing.
 
     0.5 is a coin's; a judge that always names one position has 0.
     """
@@ -54,16 +55,26 @@ def order_agreement(readings: Mapping[Pair, Reading], count: int) -> Values:
         sides[i, j] = np.sign(reading.value - 0.5)
     agree = np.where(np.isnan(sides + sides.T), np.nan, sides == -sides.T)
     np.fill_diagonal(agree, np.nan)
-    return row_means(agree)
+    has_all = np.isnan(agree).sum(1) == 1
+    return np.where(has_all, row_means(agree), np.nan).astype(np.float32)
 
 
-def group_scores(readings: Mapping[Pair, Reading], count: int) -> Scores:
-    """Win rates of a group, with ``order_agreement``, ``missing_pairs`` (a share) and ``label_mass`` of each image."""
+def group_scores(readings: Mapping[Pair, Reading], count: int, max_missing: float) -> Scores:
+    """Win rates of a group, with ``order_agreement``, ``missing_pairs`` (a share) and ``label_mass`` of each image.
+
+    ``order_agreement`` is NaN for an image that lacks a pair: no cache keeps an answer with a gap, so that the lost
+    pair is asked for again.
+
+    Args:
+        readings: of the ordered pairs.
+        count: images of the group.
+        max_missing: largest share of an image's pairs that may be missing; above it there is no win rate.
+    """
     if count == 1:
         return Scores(np.full(1, np.nan, np.float32), {}, {0: "a group of one has no pair to compare"})
     preferred = preferences(readings, count)
-    total = win_rates(preferred)
     missing = (np.isnan(preferred).sum(1) - 1) / max(count - 1, 1)
+    total = np.where(missing > max_missing, np.nan, win_rates(preferred)).astype(np.float32)
     components = {"order_agreement": order_agreement(readings, count), "missing_pairs": missing.astype(np.float32)}
     mass = np.full((count, count), np.nan)
     for pair, reading in readings.items():
@@ -71,7 +82,11 @@ def group_scores(readings: Mapping[Pair, Reading], count: int) -> Scores:
     if not np.isnan(mass).all():
         # An image is shown first in its row and second in its column.
         components["label_mass"] = row_means(np.concatenate([mass, mass.T], axis=1))
-    reasons = {int(i): _reason(readings, int(i)) for i in np.flatnonzero(np.isnan(total))}
+    reasons = {
+        int(i): f"{missing[i]:.0%} of this image's pairs lack an answer in one order or both, and "
+        f"max_missing_pairs is {max_missing:g}: {_first_reason(readings, int(i))}"
+        for i in np.flatnonzero(np.isnan(total))
+    }
     return Scores(total, components, reasons)
 
 
@@ -82,6 +97,6 @@ def row_means(values: NDArray[np.float64]) -> Values:
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan).astype(np.float32)
 
 
-def _reason(readings: Mapping[Pair, Reading], image: int) -> str:
-    reasons: Sequence[str] = [reading.reason for pair, reading in readings.items() if image in pair and reading.reason]
-    return f"no pair of this image has both of its answers: {reasons[0] if reasons else 'none was asked'}"
+def _first_reason(readings: Mapping[Pair, Reading], image: int) -> str:
+    reasons = [reading.reason for pair, reading in readings.items() if image in pair and reading.reason]
+    return reasons[0] if reasons else "none was asked"

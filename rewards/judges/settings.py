@@ -112,6 +112,8 @@ class JudgeSettings:
         disable_thinking: send ``chat_template_kwargs={"enable_thinking": false}``, for models that think by default.
         structured: send a rubric's JSON schema as ``response_format``.
         extra: more fields for the body, such as ``{"mm_processor_kwargs": {...}}`` or ``{"seed": 0}``.
+        max_missing_pairs: largest share of an image's pairs that may be lost; above it the image's win rate is not
+            available. A quarter: of 3 other images none, of 4 to 7 one, of 15 three.
         group_concurrency: how many groups a pairwise judge is called with at a time; the client bounds the calls.
 
     Raises:
@@ -128,6 +130,7 @@ class JudgeSettings:
     disable_thinking: bool = False
     structured: bool = True
     extra: Mapping[str, Any] = field(default_factory=dict)
+    max_missing_pairs: float = 0.25
     group_concurrency: int = 16
 
     def __post_init__(self) -> None:
@@ -138,8 +141,9 @@ class JudgeSettings:
             raise ValueError(f"max_tokens: expected 1 or more, or None, got {self.max_tokens}")
         if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature: expected 0 or more, got {self.temperature}")
-        if not 0 <= self.min_label_mass <= 1:
-            raise ValueError(f"min_label_mass: expected a number in [0, 1], got {self.min_label_mass}")
+        for name in ("min_label_mass", "max_missing_pairs"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected a number in [0, 1], got {getattr(self, name)}")
         if self.read not in ("probabilities", "answer"):
             raise ValueError(f"read: expected 'probabilities' or 'answer', got {self.read!r}")
         own = (*_OWN_FIELDS, *(("chat_template_kwargs",) if self.disable_thinking else ()))

@@ -10,6 +10,7 @@ import numpy as np
 
 from rewards.base import Images, Prompt, RewardTraits, Scores
 from rewards.judges.judge import VLMJudge
+from rewards.judges.readouts import Reading
 from rewards.judges.rubrics import viescore
 
 
@@ -49,3 +50,20 @@ class VIEScore:
             told = [f"{name}: {part.reasons[index]}" for name, part in scores.items() if index in part.reasons]
             reasons |= {index: "; ".join(told)} if told else {}
         return Scores(np.array(total, np.float32), components, reasons)
+
+    async def warm_up(self) -> dict[str, Reading]:
+        """Send both judges' servers a real request each; by judge and base URL, what :meth:`VLMJudge.warm_up` reads."""
+        found = await asyncio.gather(*(judge.warm_up() for judge in self._judges.values()))
+        return {
+            f"{name}/{url}": reading
+            for name, readings in zip(self._judges, found, strict=True)
+            for url, reading in readings.items()
+        }
+
+    def statistics(self) -> dict[str, float]:
+        """What both judges have counted, each behind its name and a slash; judges of one client share its counts."""
+        return {
+            f"{name}/{part}": value
+            for name, judge in self._judges.items()
+            for part, value in judge.statistics().items()
+        }

@@ -179,12 +179,12 @@ class VLLMServer:
 
 async def _probe(url: str, settings: VLLMSettings, seconds: float) -> Reading:
     client_settings = ClientSettings(attempt_seconds=seconds, call_seconds=seconds, api_key=settings.api_key)
-    # The least label mass is 0: a model that says something else is served all the same.
+    # The least label mass is 0, and no label's tokens are checked: a model that says something else is served as well.
     judge_settings = JudgeSettings(min_label_mass=0.0, top_logprobs=min(settings.max_logprobs, 20))
     client = JudgeClient(url, client_settings)
     try:
         judge = VLMJudge(client, settings.served_name, PROBE_TEMPLATE, judge_settings)
-        return (await judge.warm_up())[client.base_urls[0]]
+        return (await judge.warm_up(check_tokens=False))[client.base_urls[0]]
     finally:
         client.close()
 

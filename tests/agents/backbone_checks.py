@@ -13,9 +13,10 @@ from torch import Tensor
 from agents.algorithms.flow_grpo import FlowGRPO
 from agents.learner import Learner, LearnerSettings
 from agents.policies.backbone import BackbonePolicy
+from agents.policies.embeddings import content_hash
 from agents.policies.weights import PolicyWeights
 from agents.rollout import Ask, denoise, encode_asks
-from agents.samplers import ODE, Sampler, sample_noise
+from agents.samplers import ODE, Sampler, derive_seed, sample_noise
 from agents.types import Rollout
 from rewards.base import Prompt
 
@@ -49,6 +50,33 @@ def draw(policy: BackbonePolicy, prompts: Sequence[Prompt], sampler: Sampler, se
 def first_noise(policy: BackbonePolicy, count: int, seed: int = 0) -> Tensor:
     """What :func:`draw` starts from."""
     return sample_noise(range(seed, seed + count), (1, *policy.latent_shape))[:, 0].to(policy.dtype)
+
+
+def encoded_by_hand(vae: Any, image: Any) -> Tensor:
+    """A source of UniPic 2.0's models as latents, drawn by the VAE's own sampler with the policies' seed for it."""
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255 * 2 - 1
+    generator = torch.Generator().manual_seed(derive_seed("source", content_hash(image)))
+    with torch.no_grad():
+        drawn = vae.encode(pixels).latent_dist.sample(generator)
+    latents: Tensor = (drawn - vae.config.shift_factor) * vae.config.scaling_factor
+    return latents
+
+
+def kontext_by_hand(
+    transformer: Any, images: Sequence[Tensor], timestep: Tensor, states: Tensor, pooled: Tensor
+) -> Tensor:
+    """UniPic 2.0's released pass: SD3's blocks, called one by one, on all latents' tokens; the last latents' velocity.
+
+    Of patches of 2 x 2; the latents are [B, C, h, w] each.
+    """
+    batch, channels, height, width = images[-1].shape
+    tokens = torch.cat([transformer.pos_embed(image) for image in images], dim=1)
+    temb, context = transformer.time_text_embed(timestep, pooled), transformer.context_embedder(states)
+    for block in transformer.transformer_blocks:
+        context, tokens = block(tokens, context, temb)
+    tokens = transformer.proj_out(transformer.norm_out(tokens, temb))[:, -(height * width // 4) :]
+    patches = tokens.reshape(batch, height // 2, width // 2, 2, 2, channels)
+    return torch.einsum("bhwpqc->bchpwq", patches).reshape(batch, channels, height, width)
 
 
 def rollout_of(policy: BackbonePolicy, prompts: Sequence[Prompt], sampler: Sampler, group_size: int = 2) -> Rollout:

@@ -105,6 +105,13 @@ def test_a_resumed_stream_gives_exactly_the_next_batches(
     resumed.close()
 
 
+def epoch_at(source: StreamBatches) -> int:
+    """The epoch of the first set of texts and pictures."""
+    epoch = source.state_dict()["tasks"]["t2i"]["legs"][0][0]["cursor"]["epoch"]
+    assert isinstance(epoch, int)
+    return epoch
+
+
 def epoch_of(files: RecordFiles, order: Order, epoch: int) -> list[OrderedRow]:
     found = []
     for row in ordered_rows(files, order, Cursor()):
@@ -164,7 +171,7 @@ def test_every_example_of_an_epoch_is_in_a_batch_or_waits(folder: Path) -> None:
     for rank in range(2):
         source = StreamBatches({"t2i": [data]}, SMALL, rank, 2)
         of_rank: list[str] = []
-        while source.state_dict()["tasks"]["t2i"]["cursors"][0]["epoch"] == 0:
+        while epoch_at(source) == 0:
             of_rank += source.next_batch("t2i").texts
         state = source.state_dict()["tasks"]["t2i"]
         for _, shard, number in state["waiting"]:
@@ -232,7 +239,7 @@ def test_sets_are_mixed_by_weight(tmp_path: Path) -> None:
 
 def test_bad_rows_are_counted_kept_and_written(folder: Path, tmp_path: Path) -> None:
     source = StreamBatches({"t2i": [RecordSet((f"{folder}/t2i.*",))]}, replace(SMALL, window=0))
-    while source.state_dict()["tasks"]["t2i"]["cursors"][0]["epoch"] == 0:
+    while epoch_at(source) == 0:
         source.next_batch("t2i")
     problems = source.problems()["t2i"]
     assert problems.num_bad >= 4
@@ -269,7 +276,7 @@ def test_a_process_that_sees_bad_rows_alone_looks_through_the_file(tmp_path: Pat
         source = StreamBatches({"t2i": [RecordSet((f"{tmp_path}/*.jsonl",))]}, SMALL, rank, 2)
         for _ in range(40):
             source.next_batch("t2i")
-        assert source.state_dict()["tasks"]["t2i"]["cursors"][0]["epoch"] > 2
+        assert epoch_at(source) > 2
 
 
 def test_a_process_without_a_row_says_so(tmp_path: Path) -> None:
@@ -306,7 +313,7 @@ def test_a_state_of_something_else_is_refused(folder: Path, tmp_path: Path) -> N
     other = {"t2i": [RecordSet((f"{folder}/t2i.csv",))], "edit": sets(folder)["edit"]}
     with pytest.raises(ValueError, match="position with the same files"):
         StreamBatches(other, SMALL).load_state_dict(state)
-    with pytest.raises(ValueError, match="expected version 1, got None"):
+    with pytest.raises(ValueError, match="expected version 2, got None"):
         source.load_state_dict({})
 
 

@@ -19,11 +19,9 @@ from PIL import Image
 from agents.policies.scenes import ScenesPolicy, ScenesPolicyConfig
 from experiments.cli import COMMANDS, explain, is_mistake, main
 from experiments.flags import Usage, parse_run
-from experiments.held_out import success_rows
 from experiments.recipes import find_recipe, recipes
 from pdtr.checkpoint import CheckpointError
 from pdtr.curriculum import Joint, Staged
-from pdtr.evaluate import Evaluation
 from pdtr.pretraining import PretrainConfig
 from pdtr.sampling import evaluation_sampler, image_grid, load_source_image, policy_folder, sample_images
 from rewards.base import Prompt
@@ -225,10 +223,15 @@ def test_an_unknown_flag_names_the_nearest(pdtr: Run) -> None:
         (["sample", "a circle", "--policy", "{policy}", "--source-image", "{tmp}/a file"], ["{tmp}/a file", "picture"]),
         (["sample", "a circle", "--policy", "{policy}", "--source-image", "{tmp}/no"], ["{tmp}/no", "No such file"]),
         (["sample", "a circle", "--policy", "{tmp}/foreign"], ["{tmp}/foreign", "foreign one"]),
+        (
+            ["sample", "a circle", "--policy", "{policy}", "--edit-negative-prompt", "blur"],
+            ["edit_negative_prompt: only for models in diffusers' layout", "{policy}"],
+        ),
         (["sample", "a circle", "--policy", "{policy}", "--shift", "0"], ["shift", "positive"]),
         (["eval", "{policy}", "--shift", "-1"], ["shift", "positive"]),
         (["eval", "{tmp}"], ["{tmp}", "config.json"]),
         (["eval", "--task", "t2v"], ["'t2v'", "t2i"]),
+        (["eval", "{policy}", "--output", "{tmp}/eval.json"], ["expected a folder", "--output {tmp}/eval"]),
         (["eval", "{policy}", "--prompts", "{tmp}/corrupt.jsonl"], ["{tmp}/corrupt.jsonl", "line 2"]),
         (["eval", "{policy}", "--prompts", "{tmp}/corupt.jsonl"], ["{tmp}/corupt.jsonl", "corrupt.jsonl"]),
         (["report", "{tmp}"], ["{tmp}"]),
@@ -322,39 +325,6 @@ def test_a_source_of_the_right_size_is_read_as_it_is(tmp_path: Path) -> None:
     image, found = load_source_image(tmp_path / "source.png", (SIDE, SIDE))
     assert found == (SIDE, SIDE)
     assert (image == picture).all()
-
-
-def test_success_leaves_out_what_could_not_be_judged() -> None:
-    strict = np.array([1, 0, np.nan, 1, np.nan], np.float32)
-    skills = ("color", "color", "color", "count", "place")
-    found = Evaluation(("",) * 5, skills, strict, strict, np.zeros((5, 1, 1, 3), np.uint8))
-    rows = {row.skill: row for row in success_rows(found)}
-    assert {skill: row.count for skill, row in rows.items()} == {"color": 2, "count": 1, "place": 0, "all": 3}
-    assert rows["color"].strict == 0.5
-    # Wilson's interval for 1 of 1: 1 / (1 + z^2) to 1, z = 1.959964.
-    assert (rows["count"].low, rows["count"].high) == pytest.approx((0.206549, 1.0), abs=1e-6)
-    assert np.isnan(rows["place"].strict)
-
-
-def test_eval_prints_a_table_and_writes_the_numbers(pdtr: Run, policy: Path, tmp_path: Path) -> None:
-    output = tmp_path / "numbers" / "eval.json"
-    finished = pdtr("eval", policy, "--num-prompts", "6", "--shift", "1.5", "--output", output)
-    assert finished.returncode == 0, finished.stderr
-    for word in ("t2i", "edit", "counting", "compound", "all", "n=6", str(output)):
-        assert word in finished.stdout
-    assert json.loads(output.read_text())["sampler"]["shift"] == 1.5
-    tasks = json.loads(output.read_text())["tasks"]
-    assert {name: len(task["strict"]) for name, task in tasks.items()} == {"t2i": 6, "edit": 6}
-    for task in tasks.values():
-        overall = task["success"]["all"]
-        assert overall["strict"] == pytest.approx(sum(task["strict"]) / overall["count"])
-        assert 0 <= overall["low"] <= overall["strict"] <= overall["high"] <= 1
-
-
-def test_a_full_disk_is_said_to_be_one(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["eval", str(policy), "--task", "t2i", "--num-prompts", "2", "--output", "/dev/full"]
-    assert main(arguments) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("pdtr: /dev/full: the disk is full")
 
 
 # Runs

@@ -20,11 +20,13 @@ from pdtr.benchmarks.geneval import load_geneval, save_metadata
 from rewards.tiny.clip import save_clip
 from rewards.tiny.detectors import save_mask2former
 from tests.pdtr.benchmarks.files import (
+    gedit_row,
     overall,
     plain,
     results,
     write_dpg,
     write_geneval,
+    write_parquet,
 )
 
 Run = Callable[..., str]
@@ -231,3 +233,24 @@ def test_a_published_model_is_drawn_with_its_own_sampler_at_the_asked_size(
     assert [image.shape for image in images] == [(32, 48, 3)] * 2
     assert not np.array_equal(*images)
     assert "float32" in eval_complaint(*arguments, "--dtype", "bfloat16")
+
+
+def test_edits_are_drawn_as_unipic2_s_scripts_draw_them(pdtr_eval: Run, eval_complaint: Run, tmp_path: Path) -> None:
+    folder = make_tiny_sd3(tmp_path / "kontext")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "StableDiffusion3KontextPipeline"}))
+    data = write_parquet(tmp_path / "d.parquet", [gedit_row("a", "color_alter"), gedit_row("b", "subject-add")])
+    arguments = ("gedit", "--data", data, "--draw-only", "--output")
+    pdtr_eval(*arguments, tmp_path / "kept", "--policy", folder, "--keep-shape", "--height", "64", "--width", "64",
+              "--edit-negative-prompt", "blurry", "--device", "cpu")  # fmt: skip
+    settings = json.loads((tmp_path / "kept" / "settings.json").read_text())
+    assert (settings["num_inference_steps"], settings["guidance_scale"]) == (50, 3.5)
+    assert (settings["keep_shape"], settings["model"]["edit_negative_prompt"]) == (True, "blurry")
+    benchmark = OPTIONS["gedit"](data=data).benchmark()
+    images = [benchmark.layout.read(tmp_path / "kept" / "images", item, 1)[0] for item in benchmark.items]
+    # Sources of 24 x 40.
+    assert [image.shape for image in images] == [(32, 64, 3)] * 2
+    assert "keep_shape" in eval_complaint(*arguments, tmp_path / "embedded", "--keep-shape")
+    assert "edit_negative_prompt: only for models in diffusers' layout" in eval_complaint(
+        *arguments, tmp_path / "embedded", "--edit-negative-prompt", "blurry"
+    )

@@ -91,7 +91,10 @@ def test_gedit_masks_what_the_judge_fails_at_and_asks_for_that_alone_again(
     assert first["PQ", "overall"]["value"] == pytest.approx(4.0)
     assert first["O", "overall"]["failed"] == 1
     assert "consistency: " in printed
-    for told in ("judge-7b", "viescore_sc.v1:", "viescore_pq.v1:", "8 steps", "not comparable"):
+    for told in (
+        *("judge-7b", "viescore_sc.v1:", "viescore_pq.v1:", "8 steps", "not comparable"),
+        *("2 of 2 sources squashed to 48x48", "judge judge-7b in place of GPT-4.1", "own text and not VIEScore's"),
+    ):
         assert told in printed
     # The edit is shown at its source's size.
     assert set(shapes) == {(12, 20, 3)}

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,12 @@ import torch
 from agents.policies.loading import load_backbone
 from agents.policies.metaquery import MetaQueryPolicy
 from agents.policies.tiny.sd3 import make_tiny_sd3
+from envs.data.batches import BatchSettings
+from envs.data.buckets import ProgressiveResolution
 from experiments.benchmarks.world_size_runs import environment
 from experiments.cli import main
+from experiments.pretrain_stage import StageOptions
+from pdtr.pretraining_stages import PUBLISHED, Stage
 from tests.agents.tiny_metaquery import make_metaquery
 from tests.pdtr.test_pretraining_files import SETTINGS, write_records
 
@@ -24,7 +29,7 @@ SMALL = [
     *("--stage.num-steps", "2", "--stage.global-batch-size", "8", "--stage.evaluate-every", "1"),
     *("--batches.batch-size", "2", "--batches.resolution.sizes", "64", "--batches.window", "4"),
     *("--batches.num-workers", "0", "--backbone.height", "64", "--backbone.width", "64"),
-    *("--backbone.dtype", "float32"),
+    *("--backbone.dtype", "float32", "--first-size", "32"),
 ]
 
 
@@ -88,10 +93,33 @@ def test_stage_b_teaches_sd3_and_keeps_its_folder(
     model = make_tiny_sd3(tmp_path / "sd3")
     flags = ["--model", str(model), *files(folder, "t2i", "edit"), *SMALL, "--stage.output-dir", str(tmp_path / "b")]
     assert main(["pretrain", "stage-b", *flags]) == 0, capsys.readouterr().err
+    seen = json.loads((tmp_path / "b" / "step-000002" / "meta.json").read_text())["data"][0]["tasks"]
+    assert {task: state["batches"] for task, state in seen.items()} == {"t2i": 4, "edit": 4}
     policies = [load_backbone(path, SETTINGS) for path in (model, tmp_path / "b" / "policy")]
     states = [policy.transformer.state_dict() for policy in policies]
     assert states[0].keys() == states[1].keys()
     assert any(not torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+@pytest.mark.parametrize(("letter", "start"), [("A", 16_000_000), ("B", 400_000), ("C", 400_000)])
+def test_stages_balance_ratios_and_begin_with_half_of_the_steps_at_256(letter: Stage, start: int) -> None:
+    """A step of stage B has 128 examples, and so 4 batches of 16 of each task."""
+    options = StageOptions(stage=PUBLISHED[letter])
+    for task in options.stage.cycle:
+        batches = options.task_batches(task)
+        assert batches.balanced
+        assert batches.resolution == ProgressiveResolution((256, 512), (0, start))
+    assert replace(options, first_share=0.0).task_batches("t2i") == options.batches
+    assert not options.backbone.offload_encoders
+
+
+def test_tasks_that_come_more_often_change_their_resolution_at_the_same_step() -> None:
+    stage = replace(PUBLISHED["B"], num_steps=100, global_batch_size=48, cycle=("edit", "t2i", "t2i"))
+    own = BatchSettings(4, ProgressiveResolution((512, 1024), (0, 80), (4, 2)))
+    options = StageOptions(stage=stage, batches=own, first_share=0.25)
+    # 25 steps of 4 cycles; then the schedule's own, counted from there.
+    assert options.task_batches("edit").resolution == ProgressiveResolution((256, 512, 1024), (0, 100, 180), (4, 4, 2))
+    assert options.task_batches("t2i").resolution == ProgressiveResolution((256, 512, 1024), (0, 200, 280), (4, 4, 2))
 
 
 @pytest.mark.parametrize(
@@ -118,6 +146,11 @@ def test_stage_b_teaches_sd3_and_keeps_its_folder(
             ["stage-b", "--model", "m", "--t2i", "x", "--edit", "y", "--batches.batch-size", "24"],
             "a multiple of batch size x cycle x processes = 24 x 2 x 1 = 48, got 128; 144 would do",
         ),
+        (
+            ["stage-b", "--batches.resolution.sizes", "256"],
+            "--first-size: expected 32 or more and less than --batches.resolution.sizes, 256, got 256; --first-share 0",
+        ),
+        (["stage-b", "--first-share", "1"], "--first-share: expected a share of at least 0 and below 1, got 1.0"),
         (["stage-b", "--model", "/nowhere", "--t2i", "y", "--edit", "/nowhere.jsonl"], "/nowhere.jsonl"),
     ],
 )

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 
 from agents.algorithms.diffusion_nft import DiffusionNFT
 from agents.algorithms.flow_grpo import FlowGRPO
+from agents.policies.base import JOINT_ATTENTION
+from agents.policies.flux import FluxKontextPolicy
 from agents.samplers import FlowSDE
 from envs.geneval_prompts import combination, load_rows
 from experiments.cli import main
@@ -55,6 +57,52 @@ def test_unipic2_has_the_papers_constants() -> None:
     assert sampler.stochastic_steps() == tuple(range(9))
 
 
+def test_published_weights_of_the_kl_have_the_published_divisor() -> None:
+    """0.04 and 0.01 are of code that leaves the steps' sizes out; the KL itself would weigh some 13 times as much."""
+    found = {}
+    for name, recipe in recipes().items():
+        algorithm = recipe().algorithm
+        if name not in TWINS and isinstance(algorithm, FlowGRPO) and algorithm.kl_divisor == "diffusion":
+            found[name] = algorithm.kl_coef
+    assert found == {
+        "flow_grpo_sd3_geneval": 0.04,
+        "flow_grpo_sd3_ocr": 0.04,
+        "flow_grpo_sd3_pickscore": 0.01,
+        "unipic2_pdtr": 0.04,
+        "unipic2_metaquery_pdtr": 0.04,
+    }
+
+
+def test_prompts_have_the_published_number_of_tokens() -> None:
+    found = {}
+    for name in sorted(TWINS):
+        backbone = find_recipe(name.removesuffix("_tiny"))().backbone
+        assert backbone is not None
+        found[name.removesuffix("_tiny")] = backbone.max_sequence_length
+    # 0 is the model's own: 256 for UniPic2's; Qwen-Image-Edit's text encoder has no limit.
+    own = {"unipic2_pdtr", "unipic2_metaquery_pdtr", "diffusion_nft_qwen_image_edit"}
+    assert found == {name: 0 if name in own else 128 for name in found}
+
+
+def test_flux_kontext_has_the_adapters_of_its_own_script() -> None:
+    lora = find_recipe("flow_grpo_flux_kontext")().lora
+    assert lora is not None
+    assert (lora.rank, lora.alpha) == (64, 128)
+    assert lora.target_modules is not None
+    # What FLUX's policies have by default, and the single blocks' MLPs.
+    assert set(lora.target_modules) == {*FluxKontextPolicy.lora_targets, "proj_mlp"}
+
+
+def test_qwen_image_edit_adapts_attention_and_sees_sources_at_the_images_size() -> None:
+    config = find_recipe("diffusion_nft_qwen_image_edit")()
+    assert config.lora is not None
+    assert config.backbone is not None
+    assert (config.lora.rank, config.lora.alpha) == (32, 64)
+    assert config.lora.target_modules == JOINT_ATTENTION
+    assert config.backbone.reference_pixels == config.backbone.height * config.backbone.width == 512 * 512
+    assert (config.num_prompts, config.group_size, config.chunk_size) == (24, 12, 3)
+
+
 def test_flow_grpos_three_settings_differ_where_the_published_ones_do() -> None:
     found = {}
     for name in ("geneval", "ocr", "pickscore"):
@@ -74,8 +122,9 @@ def test_diffusion_nft_is_free_of_guidance() -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ([], "train one (pdtr edit-reward train"),
-        (["--tasks.edit-prompts", "nowhere.jsonl"], "train one (pdtr edit-reward train"),
+        ([], "data/editing/train.jsonl"),
+        (["--tasks.edit-prompts", "here.jsonl"], "data/geneval/train.jsonl"),
+        (["--tasks.t2i-prompts", "here.jsonl", "--tasks.edit-prompts", "here.jsonl"], "train one (pdtr edit-reward"),
     ],
 )
 def test_what_is_missing_is_one_line_before_anything_is_loaded(
@@ -83,6 +132,7 @@ def test_what_is_missing_is_one_line_before_anything_is_loaded(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
+    (tmp_path / "here.jsonl").write_text("none of its rows is read\n")
     assert main(["train", "unipic2_pdtr", "--base", "model", *flags]) == 2
     error = capsys.readouterr().err
     assert said in error
@@ -93,8 +143,8 @@ def test_a_missing_model_and_a_missing_file_say_how_to_get_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["train", "unipic2_pdtr"]) == 2
     name = "Skywork/UniPic2-SD3.5M-Kontext-2B"
+    assert main(["train", "unipic2_pdtr", "--base", f"models/{name}"]) == 2
     assert f"hf download {name} --local-dir models/{name}" in capsys.readouterr().err
     (tmp_path / "model").mkdir()
     assert main(["train", "flow_grpo_sd3_ocr", "--base", "model"]) == 2
@@ -133,6 +183,9 @@ def test_a_twin_differs_in_sizes_and_runs_to_its_report(
     assert differ[0] or (isinstance(twin.rewards, PublishedRewards) and twin.rewards.edit is None)
     # The average that is saved moves every ema_every steps, and so not at all in the shortest of Flow-GRPO's runs.
     adapters = load_file(run / "lora" / "pytorch_lora_weights.safetensors")
+    # FLUX.1-Kontext's alone are in the MLPs too, and they are in those of the blocks that have no other.
+    assert any(".proj_mlp." in name_of for name_of in adapters) == (name == "flow_grpo_flux_kontext_tiny")
+    assert any("mlp" in name_of or ".ff." in name_of for name_of in adapters) == (name == "flow_grpo_flux_kontext_tiny")
     has_moved = any(bool(tensor.any()) for name_of, tensor in adapters.items() if ".lora_B." in name_of)
     is_averaged = len(rows) * real.learner.num_minibatches >= real.learner.ema_every
     assert has_moved == (is_averaged and any(differ))

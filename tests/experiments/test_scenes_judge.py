@@ -26,9 +26,10 @@ from experiments.scenes_judge_model import (
     picture_patches,
     two_hot,
 )
-from experiments.scenes_judge_reward import find_template
+from experiments.scenes_judge_reward import TEMPLATE
 from experiments.scenes_judge_schedule import Rates, Schedule
 from experiments.scenes_judge_training import Point, score_edits
+from experiments.served_rewards import find_template
 from rewards.edit_reward_data import ScoredEdit, read_edits, shard_path, write_shard
 from rewards.judges.tiny import TinyVLM, save_tiny_vlm, tiny_model
 
@@ -65,7 +66,7 @@ def test_the_loss_is_over_the_whole_vocabulary() -> None:
 
 
 def test_the_template_grades_in_digits() -> None:
-    template = find_template()
+    template = find_template(TEMPLATE)
     assert template.name == "scenes_edit.v1"
     assert template.readout.kind == "digits"
     assert template.placeholders == ("prompt", "source", "image")
@@ -132,9 +133,10 @@ def test_a_training_from_data_to_checkpoint_and_on(tmp_path: Path) -> None:
     write_shard(shard_path(data, "train", 0), edits(6))
     write_shard(shard_path(data, "validation", 0), edits(6, seed=1))
     said: list[str] = []
-    config = replace(CONFIG, output_dir=tmp_path / "judge", data=data, vision_steps=1, num_steps=2)
+    config = replace(CONFIG, output_dir=tmp_path / "judge", data=data, vision_steps=1, num_steps=2, readout_steps=2)
     folder = make_judge(config, said.append)
-    assert "step 2: loss" in said[-1]
+    assert "step 2: loss" in said[-2]
+    assert said[-1].startswith("readouts, step 2: losses digits ")
     (point,) = read_csv(folder / CURVE, Point)
     assert point.step == 2
     model, inputs = load_judge(folder)

@@ -21,7 +21,9 @@ from pdtr.curriculum import SingleTask
 from pdtr.launch import train
 from pdtr.reward_source import GroundTruth
 from pdtr.tasks import TRAINED, scenes_tasks
+from rewards.base import Prompt
 from rewards.edit_reward_data import ScoredEdit, shard_path, write_shard
+from rewards.scoring import score
 from tests.rewards.judges.fake_server import FakeServer, Reply, Request, as_json, pictures, says
 
 NOBODY = "http://127.0.0.1:9/v1"
@@ -67,6 +69,19 @@ def test_a_judge_that_says_something_else_is_refused() -> None:
 
     with FakeServer(chatter) as server, pytest.raises(ValueError, match=r"scenes_edit.v1.*label mass 0\.1"):
         JudgeRewards(server.url).make_rewards()
+
+
+def test_several_servers_share_the_calls() -> None:
+    with FakeServer(answer) as first, FakeServer(answer) as second:
+        rewards = JudgeRewards(f"{first.url}, {second.url}")
+        with rewards.make_client() as client:
+            judge = rewards.make_judge(client)
+            assert client.base_urls == (first.url, second.url)
+            found = score(judge, np.zeros((8, 8, 8, 3), np.uint8), [Prompt("a", (np.zeros((8, 8, 3), np.uint8),))] * 8)
+            np.testing.assert_allclose(found.total, 0, atol=1e-6)
+        counts = [sum(request.path == "/v1/chat/completions" for request in s.requests) for s in (first, second)]
+    # One of each to try it out, and half of the others.
+    assert counts == [5, 5]
 
 
 @pytest.mark.parametrize("bad", [{"max_in_flight": 0}, {"min_label_mass": 2.0}])

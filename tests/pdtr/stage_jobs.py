@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 from torch.distributed.tensor import Shard, distribute_tensor
 
+from agents.policies.backbone import BackboneSettings
+from agents.policies.loading import load_backbone
 from agents.policies.metaquery import MetaQueryPolicy
 from agents.policies.scenes import ScenesPolicy, ScenesPolicyConfig
 from agents.policies.sharding import clip_gradients, whole
+from agents.processes import Processes
+from envs.data.batches import BatchSettings
+from envs.data.buckets import ProgressiveResolution
+from envs.data.records import RecordSet
+from envs.data.stream import StreamBatches
 from envs.scenes.pretraining import SupervisedBatch
 from experiments.metaquery_phases import SETTINGS, assemble
 from experiments.metaquery_scenes import MetaQueryScenesConfig
@@ -30,19 +41,22 @@ SIZES = {"edit": 3, "t2i": 5}
 
 @dataclass(frozen=True)
 class StageJob:
-    """One stage: where it goes, which, from what policy, how it is shared, and whether it goes on."""
+    """One stage: where it goes, which, from what policy, how it is shared, whether it goes on, on which records."""
 
     folder: Path
     stage: Stage
     base: Path
     sharding: Sharding = "none"
     resume: bool = False
+    records: Path | None = None
+    sum_gradients_once: bool = False
 
     @property
     def config(self) -> StageConfig:
         """Four steps of two cycles."""
         sizes = {"num_steps": 4, "global_batch_size": 16, "checkpoint_every": 1, "keep_checkpoints": 9}
-        rates = {"learning_rate": 1e-3, "warmup_share": 0.0}
+        rates: dict[str, Any] = {"learning_rate": 1e-3, "warmup_share": 0.0}
+        rates["sum_gradients_once"] = self.sum_gradients_once
         return replace(PUBLISHED[self.stage], output_dir=self.folder, evaluate_every=2, **sizes, **rates)
 
 
@@ -72,21 +86,54 @@ def run_job(job: StageJob) -> None:
     """Run a stage in this process, or this process's part of it."""
     processes, _ = start(ProcessSettings(job.sharding))
     torch.set_num_threads(1)
+    if job.records is not None:
+        run_on_files(job, job.records, processes)
+        return
     policy = ScenesPolicy.load(job.base) if job.stage == "B" else MetaQueryPolicy.load(job.base, SETTINGS)
     shares = ScenesSource(SIZES, seed=3, rank=processes.rank, world_size=processes.count)
     run = StageRun(job.config, policy, shares, held_out(), processes)
     pretrain_stage(run, job.resume, report=lambda line: None)
 
 
+def run_on_files(job: StageJob, records: Path, processes: Processes) -> None:
+    """A stage of a published model on records; each process writes the texts that it has had, by steps done before."""
+    settings = BatchSettings(2, ProgressiveResolution((64,)), window=8, num_workers=2)
+    sets = {task: [RecordSet((f"{records}/{task}.jsonl",))] for task in ("t2i", "edit")}
+    source = StreamBatches(sets, settings, processes.rank, processes.count)
+    policy = load_backbone(job.base, BackboneSettings(height=64, width=64, dtype="float32"))
+    run = StageRun(job.config, policy, source, processes=processes)
+    had: dict[str, list[str]] = {}
+    give = source.next_batch
+
+    def next_batch(task: str) -> SupervisedBatch:
+        batch = give(task)
+        had.setdefault(str(run.step), []).extend(batch.texts)
+        return batch
+
+    source.next_batch = next_batch  # type: ignore[method-assign]
+    pretrain_stage(run, job.resume, report=lambda line: None)
+    source.close()
+    (job.folder / f"texts-{run.processes.count}-{processes.rank}.json").write_text(json.dumps(had))
+
+
 def told(jobs: Sequence[StageJob]) -> list[dict[str, Any]]:
     """Jobs as JSON, which processes are told."""
-    return [{**asdict(job), "folder": str(job.folder), "base": str(job.base)} for job in jobs]
+    return [{name: str(v) if isinstance(v, Path) else v for name, v in asdict(job).items()} for job in jobs]
 
 
 def main(jobs: Sequence[dict[str, Any]]) -> None:
     """What each process does."""
     for job in jobs:
-        run_job(StageJob(**{**job, "folder": Path(job["folder"]), "base": Path(job["base"])}))
+        paths = {name: Path(job[name]) for name in ("folder", "base", "records") if job[name] is not None}
+        run_job(StageJob(**{**job, **paths}))
+
+
+def counted_job(job: dict[str, Any]) -> None:
+    """Run a stage with cut weights and write how often this process took part in a sum of gradients."""
+    # FSDP2 has no public place to watch: this is what sums a block's gradients, after a backward pass that has to.
+    with patch.object(_fsdp_param_group, "foreach_reduce", wraps=_fsdp_param_group.foreach_reduce) as watched:
+        main([job])
+    (Path(job["folder"]) / f"sums-{os.environ['RANK']}.json").write_text(str(watched.call_count))
 
 
 def clip_job(file: str) -> None:

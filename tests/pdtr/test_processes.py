@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,9 @@ DEADLINE = 180.0
 # A fixture does eight runs: more than the usual limit on a machine that is busy.
 pytestmark = pytest.mark.timeout(900)
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+# Without a GPU too: the flag chooses how processes are started, and ours find their device by themselves.
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+ACCELERATE += ["--main_process_port", "0", "-m", "pdtr"]
 
 
 def do_jobs(jobs: Sequence[Job], num_processes: int) -> None:
@@ -189,7 +193,11 @@ def wait_until(process: subprocess.Popen[str], condition: Callable[[], bool]) ->
 def workers(process: subprocess.Popen[str]) -> dict[str, int]:
     """The processes that a launcher has started, by rank."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    environments = {pid: Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in children}
+    environments: dict[str, list[bytes]] = {}
+    for pid in children:
+        # Launchers start others too, which may be gone by now.
+        with suppress(OSError):
+            environments[pid] = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     return {
         entry.removeprefix(b"RANK=").decode(): int(pid)
         for pid, entries in environments.items()
@@ -224,8 +232,8 @@ def test_killed_and_interrupted_from_outside_and_ended_by_one(tmp_path: Path) ->
     way = shlex.split(line.partition("pdtr: stopped; go on with: ")[2])
     assert way == ["torchrun", "--nproc-per-node", "2", "-m", "pdtr", *arguments, "--resume"]
 
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m", "pdtr"]
-    process = start(accelerate, *arguments, "--resume")
+    process = start(ACCELERATE, *arguments, "--resume")
+    wait_until(process, lambda: set(workers(process)) == {"0", "1"})
     out, said = process.communicate(timeout=DEADLINE)
     assert process.returncode == 0, said
     assert out.count("report: ") == 1

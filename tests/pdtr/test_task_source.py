@@ -60,12 +60,26 @@ def test_held_out_prompts_of_a_file(files: PromptFileTasks, tmp_path: Path) -> N
         replace(files, t2i_held_out=tmp_path / "held_out.txt").make_tasks(replace(EVALUATION, num_final_prompts=40))
 
 
-def test_a_runs_rewards_are_trained_on_and_the_tasks_own_measure(files: PromptFileTasks) -> None:
-    tasks = files.make_tasks(EVALUATION, {"edit": jpeg_compressibility})
+def test_a_task_that_names_a_reward_is_trained_on_it_and_else_on_the_runs(
+    files: PromptFileTasks, caplog: pytest.LogCaptureFixture
+) -> None:
+    unnamed = replace(files, edit_reward="").make_tasks(EVALUATION, {"edit": jpeg_compressibility})
+    assert (unnamed["edit"].reward, unnamed["edit"].held_out_reward) == (jpeg_compressibility, None)
+    assert not caplog.records
+    named = files.make_tasks(EVALUATION, {"edit": jpeg_compressibility})
+    assert (named["edit"].reward, named["edit"].held_out_reward) == (redness, None)
+    assert (named["t2i"].reward, named["t2i"].held_out_reward) == (redness, None)
+    assert [record.getMessage() for record in caplog.records] == [
+        "edit is trained on tasks.edit_reward, rewards.pixel:redness, and not on the run's rewards"
+    ]
+
+
+def test_a_held_out_reward_measures(files: PromptFileTasks) -> None:
+    held_out = replace(files, edit_reward="", edit_held_out_reward="rewards.pixel:redness")
+    tasks = held_out.make_tasks(EVALUATION, {"edit": jpeg_compressibility})
     assert (tasks["edit"].reward, tasks["edit"].held_out_reward) == (jpeg_compressibility, redness)
-    assert (tasks["t2i"].reward, tasks["t2i"].held_out_reward) == (redness, None)
-    only = replace(files, edit_reward="").make_tasks(EVALUATION, {"edit": jpeg_compressibility})
-    assert (only["edit"].reward, only["edit"].held_out_reward) == (jpeg_compressibility, None)
+    same = replace(files, t2i_held_out_reward=files.t2i_reward).make_tasks(EVALUATION)
+    assert (same["t2i"].reward, same["t2i"].held_out_reward) == (redness, None)
 
 
 def test_mistakes_are_named(files: PromptFileTasks, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from pdtr.metrics import rollout_metrics
 from pdtr.missing import MissingSettings, TooManyMissing
 from pdtr.progress import Progress
 from pdtr.report import format_table, interference_table, write_report
-from pdtr.stages import Linear, Stage, Step
+from pdtr.stages import Constant, Linear, Stage, Step
 from pdtr.tasks import Task
 from pdtr.trainer import Trainer
 from rewards.base import Images, Prompt, Reward, RewardTraits, Scores, Unavailable, declare
@@ -363,15 +363,20 @@ def test_a_task_without_a_component_goes_without_it(tiny_policy: ScenesPolicy) -
 def test_normalised_before_they_are_summed_by_hand(tiny_policy: ScenesPolicy) -> None:
     """Two groups of two. A component of a hundred times the spread counts as much as the total, and no more."""
     rollout = make_rollout(tiny_policy, [1.0, 3.0, 2.0, 2.0], a=[300.0, 100.0, 0.0, 200.0])
-    (found,) = weighted([rollout], {"a": 0.5}, "normalize_then_sum")
+    (found,) = weighted([rollout], {"total": 1.0, "a": 0.5}, "normalize_then_sum")
     assert found.rewards.tolist() == [-1 + 0.5, 1 - 0.5, -0.5, 0.5]
 
 
 def test_the_log_and_the_curriculum_see_sums_whatever_the_aggregation(
     tmp_path: Path, tiny_policy: ScenesPolicy
 ) -> None:
-    config = make_config(tmp_path, SingleTask("t2i", 1), aggregation="normalize_then_sum")
-    trainer = make_trainer(config, tiny_policy)
+    def parts(images: Images, prompts: Sequence[Prompt]) -> Scores:
+        values = redness(images, prompts)
+        return Scores(values, {"a": values})
+
+    stage = Stage("one", {"t2i": 1}, 1, reward_weights={"a": Constant(1.0)})
+    config = make_config(tmp_path, Staged((stage,)), aggregation="normalize_then_sum")
+    trainer = make_trainer(config, tiny_policy, make_tasks(parts))
     trainer.train()
     row = read_metrics(config.output_dir)[0]
     assert row["reward/t2i"] != pytest.approx(0, abs=1e-6)
@@ -699,6 +704,20 @@ def test_runs_are_not_written_over_and_not_resumed_from_nothing(tmp_path: Path, 
     with pytest.raises(ValueError, match=r"run: expected a new folder, got one that holds a run; pass --resume, or"):
         train(config, make_tasks())
     assert {path: path.stat().st_mtime_ns for path in config.output_dir.rglob("*")} == before
+
+
+def test_a_run_from_before_a_setting_was_there_has_its_default() -> None:
+    from pdtr.launch import _check_same, _completed, plain
+
+    config = replace(TrainConfig(), algorithm=FlowGRPO(FlowSDE(2)))
+    recorded = plain(config)
+    del recorded["algorithm"]["kl_divisor"]
+    with pytest.raises(ValueError, match="kl_divisor"):
+        _check_same(recorded, plain(config))
+    _check_same(_completed(recorded, config), plain(config))
+    other = replace(config, algorithm=FlowGRPO(FlowSDE(2), kl_divisor="diffusion"))
+    with pytest.raises(ValueError, match=r"kl_divisor = .*diffusion.* where the run has .*variance"):
+        _check_same(_completed(recorded, other), plain(other))
 
 
 def test_a_resumed_run_keeps_its_settings() -> None:

@@ -183,6 +183,21 @@ def test_a_group_with_a_gap_is_not_stored(tmp_path: Path) -> None:
     assert cached.misses == 4
 
 
+def test_an_answer_with_a_reason_is_tried_again(tmp_path: Path) -> None:
+    """A reward may have a number and say what is missing of it: the reason would be lost with the next run."""
+    asked: list[int] = []
+
+    def partly(images: Images, prompts: Sequence[Prompt]) -> Scores:
+        asked.append(len(images))
+        reasons = {row: "no second answer" for row, prompt in enumerate(prompts) if prompt.text == "bb"}
+        return Scores(images.mean((1, 2, 3)).astype(np.float32), {}, reasons)
+
+    cached = Cached(partly, tmp_path / "c", "1")
+    found = [score(cached, IMAGES[:2], PROMPTS[:2]) for _ in range(2)]
+    assert [scores.reasons for scores in found] == [{1: "no second answer"}] * 2
+    assert (asked, cached.hits) == ([2, 1], 1)
+
+
 def test_metadata_that_is_not_json_is_scored_every_time_and_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.base import Prompt
+from rewards.base import Prompt, reward_statistics
 from rewards.judges.client import JudgeClient
 from rewards.judges.judge import VLMJudge
 from rewards.judges.settings import ClientSettings, Retry
@@ -76,10 +77,15 @@ def test_a_missing_answer_bounds_the_score_by_what_it_might_have_been(answers: l
         assert (value in outcomes and len(outcomes) == 1) if not math.isnan(value) else len(outcomes) == 2
 
 
-def test_the_score_is_the_share_of_what_is_known() -> None:
+def test_the_score_is_the_share_where_all_is_known() -> None:
     assert graph_score({1: 1.0, 2: 0.0, 3: 1.0, 4: 1.0}, CAR) == pytest.approx(0.75)
-    assert graph_score({1: 1.0, 3: 1.0, 4: 1.0}, CAR) == pytest.approx(1.0)
-    assert math.isnan(graph_score({}, CAR))
+    # No car: nothing that hangs on it counts, whatever the answer.
+    assert graph_score({1: 0.0, 3: 1.0}, CAR) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("answers", [{}, {1: 1.0, 3: 1.0, 4: 1.0}, {1: 1.0}, {1: 1.0, 2: NAN, 3: NAN, 4: NAN}])
+def test_a_score_is_not_made_up_of_what_is_known(answers: dict[int, float]) -> None:
+    assert math.isnan(graph_score(answers, CAR))
 
 
 @pytest.mark.parametrize(
@@ -115,9 +121,13 @@ def metadata(*graph: Question) -> dict[str, Any]:
 
 
 def truth(request: Request) -> Reply:
+    if request.path == "/tokenize":
+        return as_json({"detail": "Not Found"}, 404)
     texts = "".join(part.get("text", "") for part in parts(request))
     if "broken" in texts:
         return as_json({"choices": []}, 200)
+    if "grey" in texts:
+        return says({"no": 1.0})
     asked = next(q.id for q in CAR if f"Question: {q.text}" in texts)
     yes = number(pictures(request)[0]) >> (asked - 1) & 1
     return says({"yes": 0.8 if yes else 0.1, "no": 0.1 if yes else 0.8})
@@ -140,12 +150,22 @@ def test_a_judge_s_answers_are_counted_by_the_graph(graph: QuestionGraph) -> Non
     assert set(scores.reasons) == {2}
 
 
-def test_an_answer_that_fails_is_left_out_with_a_reason(graph: QuestionGraph) -> None:
-    asked = (Question(1, "a car?"), Question(2, "broken?", (1,)))
-    scores = score(graph, numbered([0b1]), [Prompt("x", metadata=metadata(*asked))])
-    assert scores.total.tolist() == [1.0]
-    assert np.isnan(scores.components["question/2"][0])
-    assert "1 of 2 questions have no answer" in scores.reasons[0]
+def test_an_answer_that_fails_masks_its_image_unless_nothing_hangs_on_it(graph: QuestionGraph) -> None:
+    """One yes and two that fail are no 1.0; where there is no car the broken questions are of nothing."""
+    asked = (Question(1, "a car?"), Question(2, "broken?", (1,)), Question(3, "broken as well?", (1,)))
+    scores = score(graph, numbered([0b1, 0b0]), [Prompt("x", metadata=metadata(*asked))] * 2)
+    assert scores.total.tolist() == pytest.approx([NAN, 0.0], nan_ok=True)
+    assert scores.components["question/1"].tolist() == [1.0, 0.0]
+    assert np.isnan(scores.components["question/2"]).all()
+    assert all("2 of 3 questions have no answer" in scores.reasons[row] for row in (0, 1))
+
+
+def test_the_judge_s_counts_and_warm_up_are_passed_on(graph: QuestionGraph) -> None:
+    found = asyncio.run(graph.warm_up())
+    assert list(found) == list(graph.judge.client.base_urls)
+    score(graph, numbered([0b1]), [Prompt("x", metadata=metadata(*CAR))])
+    assert reward_statistics(graph) == graph.judge.statistics()
+    assert reward_statistics(graph)["calls"] == 4
 
 
 def test_a_judge_of_another_readout_is_refused() -> None:

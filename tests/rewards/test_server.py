@@ -391,8 +391,12 @@ def test_large_bodies_and_bombs_are_413() -> None:
         remote = RemoteReward(server.url, settings=QUICK)
         assert remote.traits.batch_size == 4
         same(score(remote, IMAGES, PROMPTS), score(Judge(), IMAGES, PROMPTS))
+        # Asked for what it takes, the server is sent no more than that; who has not asked is refused by it.
+        image = np.zeros((1, 5, 5, 3), np.uint8)
+        with pytest.raises(ValueError, match=r"one image with its prompt within the server's max_pixels of 24 pixels"):
+            remote(image, PROMPTS[:1])
         with pytest.raises(ValueError, match=r"the server refuses the request, 413: images\[0\]: expected at most 24"):
-            remote(np.zeros((1, 5, 5, 3), np.uint8), PROMPTS[:1])
+            RemoteReward(server.url, RewardTraits(), QUICK)(image, PROMPTS[:1])
 
 
 def test_the_token() -> None:
@@ -584,8 +588,10 @@ def test_without_an_answer_in_time_a_reward_is_missing(script: Any) -> None:
 )
 def test_what_is_no_reward_server_is_found_at_once(script: Any, answer: Any, message: str) -> None:
     script.script = [answer]
+    # Only a busy server is asked until the time is over.
+    seconds = 2 if answer[0] == 503 else 20
     with pytest.raises(ValueError, match=f"^url: expected a reward server, got .*{message}"):
-        RemoteReward(script.url, settings=RemoteSettings(deadline_seconds=0.2, backoff_seconds=0.05))
+        RemoteReward(script.url, settings=RemoteSettings(deadline_seconds=seconds, backoff_seconds=0.05))
 
 
 @pytest.mark.parametrize(

@@ -138,12 +138,12 @@ def test_dpg_by_hand(tmp_path: Path) -> None:
     assert values["yes answers", "category/other"] == pytest.approx(50.0)
 
 
-def test_a_dpg_question_without_an_answer_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_a_dpg_image_whose_score_hangs_on_a_missing_answer_is_left_out_and_counted(tmp_path: Path) -> None:
     benchmark = load_dpg(write_dpg(tmp_path / "dpg.csv")).limited(None, 1)
-    rows = [answers("1", 0, 1, NAN, 1, 0), answers("stock_2", 0, NAN, NAN)]
+    # Without a car its colour does not count, known or not: the lake is one of four. Of two birds it is not known.
+    rows = [answers("1", 0, 0, NAN, 1, 0), answers("stock_2", 0, 1, NAN)]
     by_task = {number.task: number for number in numbers(benchmark, rows)}
-    # Two of three known questions count; nothing is known of the birds.
-    assert by_task[OVERALL].value == pytest.approx(100 * 2 / 3)
+    assert by_task[OVERALL].value == pytest.approx(25.0)
     assert (by_task[OVERALL].prompts, by_task[OVERALL].failed) == (1, 1)
     assert (by_task["category/attribute"].images, by_task["category/attribute"].failed) == (1, 1)
 

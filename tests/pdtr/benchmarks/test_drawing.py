@@ -10,26 +10,33 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import ExifTags, Image
 
-from agents.policies.backbone import BackboneSettings
+from agents.policies.backbone import BackbonePolicy, BackboneSettings
+from agents.policies.loading import load_backbone
 from agents.policies.scenes import ScenesPolicy
+from agents.policies.sd3 import UNIPIC2_EDIT_NEGATIVE_PROMPT
+from agents.policies.tiny.sd3 import make_tiny_sd3
 from agents.samplers import ODE, FlowSDE
-from pdtr.benchmarks.base import Benchmark
-from pdtr.benchmarks.drawing import (
+from pdtr.benchmarks.base import Benchmark, Scorer
+from pdtr.benchmarks.drawing import Artist, Plan, batches, draw
+from pdtr.benchmarks.gedit import load_gedit
+from pdtr.benchmarks.geneval import load_geneval
+from pdtr.benchmarks.pictures import Picture
+from pdtr.benchmarks.results import results_of
+from pdtr.benchmarks.settings import (
     DrawingSettings,
-    Plan,
-    batches,
     claim,
     describe,
-    draw,
     folder_sha256,
     model_settings,
     read_settings,
     shown_settings,
+    squashed,
 )
-from pdtr.benchmarks.gedit import load_gedit
-from pdtr.benchmarks.geneval import load_geneval
-from tests.pdtr.benchmarks.files import gedit_row, write_geneval, write_parquet
+from pdtr.sampling import evaluation_sampler
+from rewards.pixel import redness
+from tests.pdtr.benchmarks.files import gedit_row, plain, png, write_geneval, write_parquet
 
 SAMPLER = ODE(2, 1.5)
 
@@ -166,6 +173,17 @@ def test_images_of_unknown_settings_are_not_added_to(tmp_path: Path) -> None:
         claim(tmp_path, settings())
 
 
+def test_settings_from_before_shapes_were_kept_agree(tmp_path: Path) -> None:
+    claim(tmp_path, settings())
+    path = tmp_path / "settings.json"
+    old = json.loads(path.read_text())
+    del old["keep_shape"]
+    path.write_text(json.dumps(old))
+    claim(tmp_path, settings())
+    with pytest.raises(ValueError, match="keep_shape False and not True"):
+        claim(tmp_path, settings(keep_shape=True))
+
+
 def test_settings_are_said_on_one_line() -> None:
     line = describe(settings().as_json())
     assert (
@@ -173,6 +191,81 @@ def test_settings_are_said_on_one_line() -> None:
         == "ODE, 40 steps, guidance 4.5, shift the policy's own, 512x512, seed 0, policy runs/a/policy (ffffffffffff)"
     )
     assert "nobody" in describe(None)
+    model = {"negative_prompt": "", "edit_negative_prompt": "blurry, low quality, low resolution, distorted"}
+    told = describe(settings(keep_shape=True, model=model).as_json())
+    assert ", 512 on the longer side, seed 0, edit negative prompt 'blurry, low quality, low resolut ...', " in told
+
+
+# Shapes
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> BackbonePolicy:
+    """SD3 in miniature, which draws 64 pixels."""
+    return load_backbone(make_tiny_sd3(tmp_path_factory.mktemp("sd3")))
+
+
+def edits(folder: Path, *sizes: tuple[int, int]) -> Benchmark:
+    """GEdit-Bench over plain pictures of these (height, width)."""
+    pictures = [{"bytes": png(plain(size=size)), "path": "p.png"} for size in sizes]
+    rows = [
+        gedit_row(f"e{index}", "color_alter", input_image=picture, input_image_raw=picture)
+        for index, picture in enumerate(pictures)
+    ]
+    return load_gedit(write_parquet(folder / "d.parquet", rows))
+
+
+def test_edits_keep_their_sources_proportions(published: BackbonePolicy, tmp_path: Path) -> None:
+    benchmark = edits(tmp_path, (24, 48), (30, 30), (96, 32), (10, 20))
+    assert draw(published, benchmark, tmp_path / "images", SAMPLER, Plan(0, 3, keep_shape=True)) == 4
+    images = [benchmark.layout.read(tmp_path / "images", item, 1)[0] for item in benchmark.items]
+    # The longer side is the policy's 64 pixels, the other the nearest multiple of 32.
+    assert [image.shape[:2] for image in images] == [(32, 64), (64, 64), (64, 32), (32, 64)]
+    assert published.image_size == (64, 64)
+    # What was drawn together, and at which size before, changes nothing.
+    draw(published, replace(benchmark, items=benchmark.items[2:3]), tmp_path / "alone", SAMPLER, Plan(keep_shape=True))
+    alone = benchmark.layout.read(tmp_path / "alone", benchmark.items[2], 1)[0]
+    assert np.abs(alone.astype(int) - images[2]).max() <= 1
+
+
+def test_the_size_is_the_policy_s_again_after_an_error(published: BackbonePolicy, tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw(published, edits(tmp_path, (24, 48)), tmp_path, SAMPLER, Plan(0, 1, stop, keep_shape=True))
+    assert published.image_size == (64, 64)
+
+
+def test_a_policy_of_one_size_keeps_no_shape(tiny_policy: ScenesPolicy, tmp_path: Path) -> None:
+    artist = Artist(tmp_path, tiny_policy, SAMPLER)
+    with pytest.raises(ValueError, match=r"keep_shape: expected a published model, got ScenesPolicy.*48x48 only"):
+        artist.draw(edits(tmp_path, (24, 48)), tmp_path / "out", Plan(keep_shape=True))
+    assert not (tmp_path / "out").exists()
+
+
+def test_squashed_sources_are_told(tmp_path: Path) -> None:
+    benchmark = edits(tmp_path, (24, 48), (30, 30), (30, 31), (96, 32))
+    items, drawing = benchmark.items, settings(image_size=(64, 64)).as_json()
+    # 30 x 31 is a square to within a multiple of 32.
+    told = ("2 of 4 sources squashed to 64x64; --keep-shape keeps their proportions",)
+    assert squashed(items, drawing) == told
+    assert squashed(items, settings(image_size=(64, 64), keep_shape=True).as_json()) == squashed(items, None) == ()
+    assert squashed(items[1:3], drawing) == ()
+    found = results_of(benchmark, Scorer(redness, {}), [], drawing)
+    assert found.deviations == (*benchmark.deviations, *told)
+    assert squashed(load_geneval(write_geneval(tmp_path / "m.jsonl")).items, drawing) == ()
+
+
+def test_a_picture_s_size_is_the_way_up_that_its_camera_meant(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for name in ("a.jpg", "a.png", "a.webp"):
+        Image.fromarray(plain(size=(20, 30))).save(tmp_path / name, exif=exif)
+        assert Picture(name, tmp_path / name).size() == Picture(name, tmp_path / name).load().shape[:2] == (30, 20)
+    (tmp_path / "b.png").write_text("none")
+    with pytest.raises(ValueError, match=r"b\.png: expected a PNG, JPEG, WEBP picture"):
+        Picture("b.png", tmp_path / "b.png").size()
 
 
 def test_a_folder_s_hash_is_of_names_and_contents(tmp_path: Path) -> None:
@@ -199,6 +292,32 @@ def test_a_published_model_is_loaded_as_it_was_saved_but_for_what_is_asked(tmp_p
     # What changes speed alone may change between two parts of a drawing.
     assert shown == shown_settings(replace(found, compile=True, slice_vae=False, offload_encoders=False))
     assert ", float16, policy" in describe(settings(model=shown).as_json())
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+def test_unipic2_s_own_folder_is_drawn_as_released(has_index: bool, tmp_path: Path) -> None:
+    name = "model_index.json" if has_index else "transformer/config.json"
+    kind = "StableDiffusion3KontextPipeline" if has_index else "SD3Transformer2DKontextModel"
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / name).write_text(json.dumps({"_class_name": kind}))
+    assert evaluation_sampler(tmp_path) == ODE(50, 3.5, shift=None)
+    released = model_settings(tmp_path)
+    assert released == BackboneSettings(edit_negative_prompt=UNIPIC2_EDIT_NEGATIVE_PROMPT)
+    assert model_settings(tmp_path, edit_negative_prompt="", negative_prompt="dull") == BackboneSettings(
+        negative_prompt="dull"
+    )
+    # A run says what it was trained with.
+    (tmp_path / "pdtr_settings.json").write_text(json.dumps(asdict(BackboneSettings())))
+    assert model_settings(tmp_path) == BackboneSettings()
+
+
+def test_sd3_and_metaquery_have_defaults_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusion3Pipeline"}))
+    assert evaluation_sampler(tmp_path) == ODE(28, 4.5, shift=None)
+    assert model_settings(tmp_path) == BackboneSettings()
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "UniPic2MetaQueryPipeline"}))
+    assert evaluation_sampler(tmp_path) == ODE(50, 3.5, shift=None)
+    assert model_settings(tmp_path) == BackboneSettings(edit_negative_prompt=UNIPIC2_EDIT_NEGATIVE_PROMPT)
 
 
 def test_a_policy_of_the_embedded_world_has_no_such_settings(tiny_policy: ScenesPolicy, tmp_path: Path) -> None:

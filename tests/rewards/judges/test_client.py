@@ -139,6 +139,39 @@ def test_a_retry_after_beyond_the_deadline_is_not_waited_for(serve: Serve) -> No
     assert outcome.reason.startswith("no answer in 1 attempts; last fault: status 429")
 
 
+BUSY = Reply(429, b"", {"Retry-After": "60"})
+
+
+def test_a_server_that_asks_to_wait_leaves_its_calls_to_another(serve: Serve) -> None:
+    busy, good = serve(lambda request: BUSY), serve(lambda request: GOOD)
+    with JudgeClient([busy.url, good.url], settings(max_in_flight=4)) as client:
+        start = time.monotonic()
+        outcomes = [outcome for _ in range(3) for outcome in ask(client, 8)]
+        assert time.monotonic() - start < 10
+    assert all(outcome.answer for outcome in outcomes)
+    # Those that were under way when it first said so.
+    assert 1 <= len(busy.requests) <= 4
+
+
+def test_a_server_is_asked_again_when_the_time_that_it_asked_for_is_over(serve: Serve) -> None:
+    busy, good = serve(first_then(Reply(429, b"", {"Retry-After": "0.6"}))), serve(lambda request: GOOD)
+    with JudgeClient([busy.url, good.url], settings(max_in_flight=1)) as client:
+        ask(client, 6)
+        assert len(busy.requests) == 1
+        time.sleep(0.7)
+        ask(client, 6)
+    assert len(busy.requests) >= 4
+
+
+def test_the_shortest_of_all_servers_waits_is_waited_for(serve: Serve) -> None:
+    long, short = serve(lambda request: BUSY), serve(first_then(Reply(503, b"", {"Retry-After": "0.6"})))
+    with JudgeClient([long.url, short.url], settings()) as client:
+        start = time.monotonic()
+        outcome = ask(client)[0]
+        assert 0.5 <= time.monotonic() - start < 10
+    assert (outcome.url, outcome.attempts) == (short.url, 3)
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 413, 422, 302])
 def test_a_mistake_in_the_configuration_ends_the_batch_at_once(serve: Serve, status: int) -> None:
     refusal = Reply(status, b'{"error": {"message": "max_logprobs is 5"}}')
@@ -162,6 +195,22 @@ def test_a_request_that_is_refused_alone_is_a_reason(serve: Serve, status: int) 
         assert "the prompt is too long" in outcomes[3].reason
         assert client.statistics().failures == {f"status_{status}": 1}
     assert len([request for request in server.requests if request.body["index"] == 3]) == 1
+
+
+def test_a_request_that_is_refused_alone_after_a_warm_up_is_a_reason(serve: Serve) -> None:
+    server = serve(lambda request: Reply(413, b"too long") if request.body["index"] == 3 else GOOD)
+    with JudgeClient(server.url, settings()) as client:
+        asyncio.run(client.warm_up(body()))
+        outcome = asyncio.run(client.ask([partial(body, 3)]))[0]
+    assert "too long" in outcome.reason
+
+
+def test_an_answer_of_another_path_says_nothing_of_completions(serve: Serve) -> None:
+    server = serve(lambda request: as_json({}) if request.path == "/tokenize" else Reply(400, b"no images here"))
+    with JudgeClient(server.url, settings()) as client:
+        asyncio.run(client.ask_path("//tokenize", {}))
+        with pytest.raises(JudgeConfigurationError, match="no images here"):
+            ask(client)
 
 
 @pytest.mark.parametrize("status", [401, 404])
@@ -287,7 +336,8 @@ def test_a_failed_attempt_goes_to_another_server(serve: Serve) -> None:
 
 
 def test_a_dead_server_rests_and_comes_back(serve: Serve) -> None:
-    one, two = serve(lambda request: GOOD), serve(lambda request: GOOD)
+    # The second batch lasts longer than the one call on trial, also where the machine is busy.
+    one, two = (serve(lambda request: Reply(200, GOOD.body, seconds=0.02)) for _ in range(2))
     with JudgeClient([one.url, two.url], settings(max_in_flight=4, rest_seconds=0.3)) as client:
         one.stop()
         assert all(outcome.answer for outcome in ask(client, 40))
@@ -312,6 +362,66 @@ def test_a_server_that_restarts_costs_no_answer(serve: Serve) -> None:
     assert all(outcome.answer for outcome in outcomes)
     # About one call is spent a rest on finding out, not every call all the time.
     assert found.faults["connection"] <= 24
+
+
+HUNG = Reply(200, GOOD.body, seconds=FOREVER)
+
+
+def test_a_server_that_hangs_rests_and_a_good_one_gets_its_calls(serve: Serve) -> None:
+    hung, good = serve(lambda request: HUNG), serve(lambda request: Reply(200, GOOD.body, seconds=0.02))
+    with JudgeClient([hung.url, good.url], settings(max_in_flight=4, attempt_seconds=1.0, rest_seconds=60)) as client:
+        outcomes = [outcome for _ in range(4) for outcome in ask(client, 8)]
+        found = client.statistics()
+    assert all(outcome.answer for outcome in outcomes)
+    # Those that were under way before the first of them was given up; no later batch loses a second to it.
+    assert 1 <= len(hung.requests) <= 4
+    assert found.faults == {"timeout": len(hung.requests)}
+
+
+def test_a_server_that_hung_comes_back(serve: Serve) -> None:
+    one, two = serve(first_then(HUNG)), serve(lambda request: GOOD)
+    quick = settings(max_in_flight=1, attempt_seconds=1.0, rest_seconds=0.5)
+    with JudgeClient([one.url, two.url], quick) as client:
+        ask(client, 4)
+        assert len(one.requests) == 1
+        time.sleep(0.6)
+        ask(client, 8)
+    assert len(one.requests) >= 4
+
+
+def test_a_slow_call_puts_no_server_to_rest_that_answers_others(serve: Serve) -> None:
+    """One call takes forever; the server that has it answers its share of the others, and nothing after them."""
+    reply = lambda request: HUNG if request.body["index"] == 0 else Reply(200, GOOD.body, seconds=0.05)  # noqa: E731
+    one, two = serve(reply), serve(reply)
+    retry = Retry(attempts=1)
+    patient = settings(max_in_flight=5, attempt_seconds=3.0, rest_seconds=60, retry=retry)
+    with JudgeClient([one.url, two.url], patient) as client:
+        outcomes = ask(client, 24)
+        before = len(one.requests), len(two.requests)
+        asyncio.run(client.ask([partial(body, index) for index in range(1, 41)]))
+    assert [index for index, outcome in enumerate(outcomes) if outcome.answer is None] == [0]
+    after = len(one.requests), len(two.requests)
+    assert min(late - early for early, late in zip(before, after, strict=True)) >= 10
+
+
+def test_a_server_that_is_alone_is_not_put_to_rest_for_being_slow(serve: Serve) -> None:
+    server = serve(first_then(HUNG))
+    with JudgeClient(server.url, settings(attempt_seconds=1.0, rest_seconds=60)) as client:
+        start = time.monotonic()
+        assert ask(client)[0].attempts == 2
+        assert time.monotonic() - start < 10
+
+
+def test_attempts_are_spent_where_every_server_hangs(serve: Serve) -> None:
+    urls = [serve(lambda request: HUNG).url for _ in range(2)]
+    retry = Retry(attempts=3, first_wait=0.01, longest_wait=0.05)
+    with JudgeClient(urls, settings(attempt_seconds=1.0, rest_seconds=60, retry=retry)) as client:
+        start = time.monotonic()
+        outcomes = ask(client, 2)
+        assert time.monotonic() - start < 10
+    assert {outcome.reason.split(" from ")[0] for outcome in outcomes} == {
+        "no answer in 3 attempts; last fault: no whole answer"
+    }
 
 
 def test_no_server_at_all_is_a_reason() -> None:
@@ -348,6 +458,11 @@ def test_a_path_beside_the_base(serve: Serve) -> None:
         assert server.requests[-1].path == "/tokenize"
         with pytest.raises(Fault, match="status 500"):
             asyncio.run(client.ask_path("//tokenize", {"prompt": "4"}))
+        asked = len(server.requests)
+        server.handler = lambda request: Reply(500)
+        with pytest.raises(Fault, match="status 500"):
+            asyncio.run(client.ask_path("//tokenize", {"prompt": "4"}, attempts=1))
+        assert len(server.requests) == asked + 1
 
 
 def judge_threads() -> int:

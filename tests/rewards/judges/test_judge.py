@@ -7,13 +7,17 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rewards.base import Images, Prompt, Scores, Unavailable
+from rewards.base import Images, Prompt, Scores, Unavailable, reward_statistics
+from rewards.cache import Cached
 from rewards.checker import check_reward
+from rewards.compose import WeightedSum
 from rewards.judges.client import JudgeClient
 from rewards.judges.faults import JudgeConfigurationError
 from rewards.judges.judge import VLMJudge
@@ -269,6 +273,23 @@ def test_viescore_multiplies_two_judges(bench: Bench) -> None:
         VIEScore(bench.judge("viescore_sc.v1"), bench.judge("pairwise_t2i.v1"))
 
 
+def test_viescore_passes_on_what_its_judges_count_and_read(bench: Bench) -> None:
+    bench.server.handler = lambda request: (
+        rubric(naturalness=2, artifacts=5) if len(pictures(request)) == 1 else rubric(edit_success=9, restraint=8)
+    )
+    with JudgeClient(bench.server.url, CLIENT) as other:
+        reward = VIEScore(bench.judge("viescore_sc.v1"), VLMJudge(other, "judge", "viescore_pq.v1"))
+        read = asyncio.run(reward.warm_up())
+        score(reward, numbered(range(2)), [Prompt("edit", tuple(numbered([9])))] * 2)
+        counts = reward_statistics(reward)
+    assert {name: reading.value for name, reading in read.items()} == {
+        f"consistency/{bench.server.url}": pytest.approx(0.8),
+        f"quality/{bench.server.url}": pytest.approx(0.2),
+    }
+    assert (counts["consistency/calls"], counts["quality/calls"]) == (2, 2)
+    assert counts["quality/prompt_tokens"] == 14
+
+
 def leaning(strengths: Sequence[float], bias: float = 0.1) -> Handler:
     """P(A) is 0.5 plus the difference in strength, plus a liking for the first."""
 
@@ -327,9 +348,37 @@ def test_a_lost_pair_is_left_out_of_the_win_rates(bench: Bench) -> None:
         return Reply(503) if pair == [1, 2] else fair(request)
 
     bench.server.handler = handler
-    found = score(bench.judge("pairwise_t2i.v1"), numbered([0, 1, 2]), [Prompt("a cat")] * 3)
+    judge = bench.judge("pairwise_t2i.v1", max_missing_pairs=0.5)
+    found = score(judge, numbered([0, 1, 2]), [Prompt("a cat")] * 3)
     np.testing.assert_allclose(found.total, [0.3, 0.6, 0.8], rtol=1e-5)
     np.testing.assert_allclose(found.components["missing_pairs"], [0, 0.5, 0.5])
+    found = score(bench.judge("pairwise_t2i.v1"), numbered([0, 1, 2]), [Prompt("a cat")] * 3)
+    np.testing.assert_allclose(found.total, [0.3, NAN, NAN], rtol=1e-5)
+    assert "status 503" in found.reasons[1]
+
+
+@pytest.mark.parametrize("max_missing", [0.25, 1.0])
+@pytest.mark.parametrize("in_sum", [False, True])
+def test_a_group_with_a_lost_pair_is_in_no_cache(
+    bench: Bench, tmp_path: Path, max_missing: float, in_sum: bool
+) -> None:
+    fair = leaning([0, 0.1, 0.3], bias=0)
+    is_away = True
+
+    def handler(request: Request) -> Reply:
+        pair = [number(image) for image in pictures(request)[-2:]]
+        return Reply(503) if is_away and pair == [1, 2] else fair(request)
+
+    bench.server.handler = handler
+    judge = bench.judge("pairwise_t2i.v1", max_missing_pairs=max_missing)
+    cached = Cached(WeightedSum({"wins": judge}, {"wins": 1.0}) if in_sum else judge, tmp_path / "cache")
+    group = [Prompt("a cat")] * 3
+    assert np.isnan(score(cached, numbered([0, 1, 2]), group).total).any() == (max_missing < 0.5)
+    is_away = False
+    for hits in (0, 3):
+        found = score(cached, numbered([0, 1, 2]), group)
+        np.testing.assert_allclose(found.total, [0.3, 0.45, 0.75], rtol=1e-5)
+        assert cached.hits == hits
 
 
 def test_pairs_of_edits_need_their_source(bench: Bench) -> None:
@@ -394,6 +443,67 @@ def test_two_labels_of_one_token_are_named(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
+    ("labels", "pair"),
+    [
+        (" ".join(map(str, range(11))), "'1' and '10'"),
+        ("0 5 50", "'5' and '50'"),
+        # "1" may be the first token of 12, whatever stands between them.
+        ("12 3 1", "'1' and '12'"),
+    ],
+)
+def test_labels_that_begin_with_another_need_ids(bench: Bench, labels: str, pair: str) -> None:
+    template = parse_template(f"readout: digits\nlabels: {labels}\n---\n{{image}}", "scale")
+    message = rf"labels of scale: expected none that another begins with, got {pair}: .*set token_ids=True \(vLLM\)"
+    with pytest.raises(ValueError, match=message):
+        bench.judge(template)
+    assert bench.judge(template, token_ids=True).settings.token_ids
+    # A label that is read as text is read whole.
+    assert bench.judge(template, read="answer").settings.read == "answer"
+
+
+@pytest.mark.parametrize(
+    ("labels", "is_refused"), [("Sure SURELY", True), ("A AB", True), ("a Ab", True), ("b Ab", False)]
+)
+def test_a_beginning_is_one_in_any_case_and_form(bench: Bench, labels: str, is_refused: bool) -> None:
+    template = parse_template(f"readout: yes_no\nlabels: {labels}\n---\n{{image}}", "words")
+    with pytest.raises(ValueError, match="labels of words") if is_refused else nullcontext():
+        bench.judge(template)
+
+
+def test_warm_up_names_labels_that_are_no_single_tokens_where_the_server_tells(bench: Bench) -> None:
+    bench.server.handler = with_tokenizer(lambda request: says({"5": 0.9}))
+    template = parse_template("readout: digits\nlabels: 0 5 10\n---\n{image}", "ten")
+    with pytest.raises(JudgeConfigurationError, match="label '10': expected a single token of judge, got 2"):
+        asyncio.run(bench.judge(template).warm_up())
+    assert asyncio.run(bench.judge(template).warm_up(check_tokens=False))[bench.server.url].value == 0.5
+    assert asyncio.run(bench.judge().warm_up())[bench.server.url].value == 1.0
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        as_json({"detail": "Not Found"}, 404),
+        as_json({"detail": "not this path"}, 403),
+        as_json({"tokens": None}),
+        Reply(503),
+        Reply(200, b"<html>"),
+        Reply(200, sent=0.0),
+    ],
+)
+def test_warm_up_carries_on_where_labels_cannot_be_checked(bench: Bench, reply: Reply) -> None:
+    bench.server.handler = lambda request: reply if request.path == "/tokenize" else says({"5": 0.9})
+    assert asyncio.run(bench.judge().warm_up())[bench.server.url].value == 1.0
+    assert [request.path for request in bench.server.requests].count("/tokenize") == 1
+
+
+def test_warm_up_asks_for_no_tokens_of_what_has_no_label_probabilities(bench: Bench) -> None:
+    bench.server.handler = lambda request: as_json(completion("3"))
+    asyncio.run(bench.judge("imgedit.v1").warm_up())
+    asyncio.run(bench.judge(read="answer").warm_up())
+    assert {request.path for request in bench.server.requests} == {"/v1/chat/completions"}
+
+
+@pytest.mark.parametrize(
     ("reply", "message"),
     [
         (as_json({"detail": "Not Found"}, 404), "has no /tokenize, as vLLM does; set token_ids=False"),
@@ -428,8 +538,9 @@ def test_warm_up_is_one_real_request(bench: Bench, template: str) -> None:
     bench.server.handler = lambda request: says({"3": 0.9} if "following" in template else {"A": 0.45, "B": 0.45})
     found = asyncio.run(bench.judge(template).warm_up())
     assert found[bench.server.url].value == pytest.approx(0.6 if "following" in template else 0.5)
-    assert len(bench.server.requests) == 1
-    assert len(pictures(bench.server.requests[0])) == (2 if "following" in template else 3)
+    judged = [request for request in bench.server.requests if request.path != "/tokenize"]
+    assert len(judged) == 1
+    assert len(pictures(judged[0])) == (2 if "following" in template else 3)
 
 
 def test_warm_up_tells_a_server_that_drops_logprobs(bench: Bench) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from rewards.judges.pairs import Pair, group_scores, ordered_pairs, preferences, win_rates
 from rewards.judges.readouts import NAN, Reading
+from rewards.judges.settings import JudgeSettings
 
 
 def readings(values: dict[Pair, float]) -> dict[Pair, Reading]:
@@ -28,7 +29,7 @@ def test_both_orders_are_averaged_by_hand() -> None:
 
 
 def test_win_rates_are_the_means_of_the_rows() -> None:
-    scores = group_scores(readings(HAND), 3)
+    scores = group_scores(readings(HAND), 3, max_missing=0)
     np.testing.assert_allclose(scores.total, [0.75, 0.3, 0.45], rtol=1e-6)
     assert scores.total.dtype == np.float32
     assert scores.reasons == {}
@@ -40,27 +41,51 @@ def test_win_rates_are_the_means_of_the_rows() -> None:
 
 def test_a_missing_pair_is_left_out_and_never_a_half() -> None:
     """Without (2, 1) the pair of 1 and 2 is gone: its one order has the position's bias."""
-    scores = group_scores(readings({**HAND, (2, 1): NAN}), 3)
+    scores = group_scores(readings({**HAND, (2, 1): NAN}), 3, max_missing=0.5)
     np.testing.assert_allclose(scores.total, [0.75, 0.2, 0.3], rtol=1e-6)
     np.testing.assert_allclose(scores.components["missing_pairs"], [0, 0.5, 0.5])
+    # A gap that keeps the group out of a cache.
+    np.testing.assert_allclose(scores.components["order_agreement"], [1, NAN, NAN])
     assert scores.reasons == {}
+
+
+def test_too_many_missing_pairs_leave_no_rate() -> None:
+    """Half of the pairs of 1 and 2 are gone: the one that is left is no rate in the group."""
+    scores = group_scores(readings({**HAND, (2, 1): NAN}), 3, max_missing=0.49)
+    np.testing.assert_allclose(scores.total, [0.75, NAN, NAN], rtol=1e-6)
+    assert list(scores.reasons) == [1, 2]
+    assert scores.reasons[1] == (
+        "50% of this image's pairs lack an answer in one order or both, and max_missing_pairs is 0.49: lost (2, 1)"
+    )
+
+
+@pytest.mark.parametrize(("count", "may_be_lost"), [(2, 0), (3, 0), (4, 0), (5, 1), (8, 1), (9, 2), (16, 3)])
+def test_how_many_pairs_may_be_lost_unless_told_otherwise(count: int, may_be_lost: int) -> None:
+    share = JudgeSettings().max_missing_pairs
+    for lost in (may_be_lost, may_be_lost + 1):
+        values = {pair: NAN if 0 in pair and sum(pair) <= lost else 0.5 for pair in ordered_pairs(count)}
+        scores = group_scores(readings(values), count, share)
+        assert scores.components["missing_pairs"][0] == pytest.approx(lost / (count - 1))
+        assert np.isnan(scores.total[0]) == (lost > may_be_lost)
 
 
 def test_an_image_without_a_pair_has_no_rate() -> None:
     lost = {pair: NAN for pair in HAND if 2 in pair}
-    scores = group_scores(readings({**HAND, **lost}), 3)
+    scores = group_scores(readings({**HAND, **lost}), 3, max_missing=1)
     np.testing.assert_allclose(scores.total, [0.8, 0.2, NAN], rtol=1e-6)
-    assert scores.reasons == {2: "no pair of this image has both of its answers: lost (0, 2)"}
+    assert list(scores.reasons) == [2]
+    assert scores.reasons[2].startswith("100% of this image's pairs lack an answer")
+    assert scores.reasons[2].endswith(": lost (0, 2)")
 
 
 def test_a_group_of_one_has_no_pair() -> None:
-    scores = group_scores({}, 1)
+    scores = group_scores({}, 1, max_missing=1)
     assert np.isnan(scores.total).tolist() == [True]
     assert scores.reasons == {0: "a group of one has no pair to compare"}
 
 
 def test_an_empty_group() -> None:
-    assert group_scores({}, 0).total.shape == (0,)
+    assert group_scores({}, 0, max_missing=0).total.shape == (0,)
 
 
 def test_every_pair_in_both_orders() -> None:
@@ -80,6 +105,6 @@ def test_a_judge_s_bias_for_a_position_cancels(strengths: list[float], bias: flo
 
 
 def test_a_judge_that_always_names_the_first_agrees_with_itself_nowhere() -> None:
-    scores = group_scores(readings(dict.fromkeys(ordered_pairs(4), 0.95)), 4)
+    scores = group_scores(readings(dict.fromkeys(ordered_pairs(4), 0.95)), 4, max_missing=0)
     np.testing.assert_allclose(scores.total, 0.5)
     np.testing.assert_array_equal(scores.components["order_agreement"], 0)

@@ -18,7 +18,7 @@ from rewards.judges.faults import (
     parse_object,
     retry_after_seconds,
 )
-from rewards.judges.servers import Server, checked_urls, choose
+from rewards.judges.servers import Server, asked_wait, checked_urls, choose
 from rewards.judges.settings import ClientSettings, JudgeSettings, Retry
 from rewards.judges.transport import located
 
@@ -134,6 +134,25 @@ def test_an_unreachable_server_rests_and_comes_back_by_one_call_a_rest() -> None
     assert choose([one], 6.0) is one
 
 
+def test_a_server_that_asks_to_wait_is_left_alone_while_there_is_another() -> None:
+    one, two = Server("one"), Server("two")
+    one.asked_to_wait(5.0)
+    # A call that was under way before is answered: the server asks for the same time still.
+    one.reached()
+    assert choose([one, two], 4.9, avoid=two) is two
+    assert choose([one, two], 5.0, avoid=two) is one
+    assert choose([one], 4.9) is one
+    assert (asked_wait([one, two], 2.0), asked_wait([one], 2.0), asked_wait([one], 6.0)) == (0.0, 3.0, 0.0)
+    # The other one cannot be reached: it or the end of the wait, whichever comes first.
+    two.unreachable(3.0)
+    assert choose([one, two], 2.9) is None
+    assert choose([one, two], 3.0) is two
+    two.reached()
+    two.asked_to_wait(9.0)
+    assert asked_wait([one, two], 2.0) == 3.0
+    assert choose([one, two], 2.0, avoid=one) is two
+
+
 def test_urls() -> None:
     assert checked_urls("http://a:1/v1/") == ("http://a:1/v1",)
     assert located("http://a:1/v1", "/chat/completions") == "http://a:1/v1/chat/completions"
@@ -205,6 +224,7 @@ def test_retries_that_cannot_be_are_refused(settings: dict[str, Any]) -> None:
         ({"max_tokens": 0}, "max_tokens"),
         ({"temperature": -0.1}, "temperature"),
         ({"min_label_mass": 1.1}, "min_label_mass"),
+        ({"max_missing_pairs": -0.1}, r"max_missing_pairs: expected a number in \[0, 1\], got -0.1"),
         ({"read": "logits"}, "read: expected 'probabilities' or 'answer', got 'logits'"),
         ({"extra": {"model": "x"}}, "extra: model: set by the judge itself"),
         ({"extra": {"chat_template_kwargs": {}}, "disable_thinking": True}, "extra: chat_template_kwargs"),
