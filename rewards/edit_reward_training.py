@@ -52,10 +52,10 @@ class TrainingConfig:
     data: Path = Path("runs/edit_reward/data")
     base: str = "runs/scenes_judge/judge"
     output_dir: Path = Path("runs/edit_reward/model")
-    num_epochs: float = 3.0
+    num_epochs: float = 1.0
     batch_size: int = 32
     accumulation: int = 1
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     bradley_terry_weight: float = 0.1
     temperature: float = 0.25
     template: str = ""

@@ -47,9 +47,9 @@ class Options:
     data: Path = Path("runs/edit_reward/data")
     base: Path = Path("runs/scenes_judge/judge")
     runs: Path = Path("runs/edit_reward/bench")
-    num_epochs: float = 3.0
+    num_epochs: float = 1.0
     batch_size: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     resamples: int = 1000
     num_threads: int = 1
     results: Path = RESULTS
