@@ -37,8 +37,8 @@ class ScenesJudgeConfig:
         vision_width: of the vision tower, a multiple of 32.
         vision_layers: of the vision tower.
         vision_steps: of the vision tower alone; 0 leaves it as it is.
-        num_steps: of the language model.
-        readout_steps: of the other readouts, after the digits; 0 for digits alone.
+        num_steps: of the language model, with digits; 0 where a judge that has them goes on to other readouts.
+        readout_steps: of the other readouts, after the digits; 600 are enough, 0 is digits alone.
         batch_size: edits of a step.
         rendered_share: of them that are rendered, new ones at every step; the policy's own come round again, and are
             learnt by heart.
@@ -59,12 +59,12 @@ class ScenesJudgeConfig:
     vision_layers: int = 3
     vision_steps: int = 800
     num_steps: int = 5400
-    readout_steps: int = 600
+    readout_steps: int = 0
     batch_size: int = 48
     rendered_share: float = 0.75
     learning_rate: float = 4e-3
     other_learning_rate: float = 1e-3
-    readout_rate_share: float = 0.4
+    readout_rate_share: float = 0.15
     num_measured: int = 300
     seed: int = 0
     num_threads: int = 1
@@ -72,11 +72,14 @@ class ScenesJudgeConfig:
     def __post_init__(self) -> None:
         if self.width % _HEAD or self.vision_width % _HEAD or min(self.width, self.vision_width) < _HEAD:
             raise ValueError(f"width, vision_width: expected multiples of 32, got {self.width}, {self.vision_width}")
-        for name in ("num_layers", "vision_layers", "num_steps", "num_threads"):
+        for name in ("num_layers", "vision_layers", "num_threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
-        if self.readout_steps < 0:
-            raise ValueError(f"readout_steps: expected 0 or more, got {self.readout_steps}")
+        if min(self.num_steps, self.readout_steps) < 0 or self.num_steps + self.readout_steps < 1:
+            raise ValueError(
+                "num_steps, readout_steps: expected 0 or more each, and 1 or more together, got "
+                f"{self.num_steps}, {self.readout_steps}"
+            )
         if self.vision_steps < 0 or self.batch_size < 2 or self.num_measured < 2:
             raise ValueError(
                 "vision_steps, batch_size, num_measured: expected at least 0, 2, 2, got "

@@ -143,9 +143,8 @@ def test_a_training_from_data_to_checkpoint_and_on(tmp_path: Path) -> None:
     held_out = list(read_edits(data, "validation"))
     scores = score_edits(model, inputs, held_out)
     assert ((scores > 0) & (scores < 1)).all()
-    again = make_judge(
-        replace(config, start=folder, output_dir=tmp_path / "more", num_steps=1, vision_steps=0), said.append
-    )
+    more = replace(config, start=folder, output_dir=tmp_path / "more", num_steps=0, readout_steps=1, vision_steps=0)
+    again = make_judge(more, said.append)
     assert not np.array_equal(score_edits(*load_judge(again), held_out), scores)
 
 
@@ -154,7 +153,8 @@ def test_a_training_from_data_to_checkpoint_and_on(tmp_path: Path) -> None:
     [
         (["--data", "nowhere"], "pdtr edit-reward data"),
         (["--width", "33"], "multiples of 32"),
-        (["--num-steps", "0"], "num_steps: expected 1 or more"),
+        (["--num-steps", "0"], "num_steps, readout_steps: expected 0 or more each, and 1 or more together"),
+        (["--readout-steps", "-1"], "num_steps, readout_steps: expected 0 or more each"),
         (["--learning-rate", "0"], "above 0"),
     ],
 )
