@@ -38,7 +38,7 @@ class ScenesJudgeConfig:
         vision_layers: of the vision tower.
         vision_steps: of the vision tower alone; 0 leaves it as it is.
         num_steps: of the language model, with digits; 0 where a judge that has them goes on to other readouts.
-        readout_steps: of the other readouts, after the digits; 600 are enough, 0 is digits alone.
+        readout_steps: of the other readouts, after the digits; 900 are enough, 0 is digits alone.
         batch_size: edits of a step.
         rendered_share: of them that are rendered, new ones at every step; the policy's own come round again, and are
             learnt by heart.
@@ -64,7 +64,7 @@ class ScenesJudgeConfig:
     rendered_share: float = 0.75
     learning_rate: float = 4e-3
     other_learning_rate: float = 1e-3
-    readout_rate_share: float = 0.15
+    readout_rate_share: float = 0.25
     num_measured: int = 300
     seed: int = 0
     num_threads: int = 1

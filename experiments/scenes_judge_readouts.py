@@ -84,9 +84,12 @@ def train_readouts(
 
 
 def rubric_answer(scores: Mapping[str, float], readout: RubricReadout) -> str:
-    """The rubric as it should be filled in: each dimension's truth in [0, 1], on its scale, to the nearest."""
+    """The rubric as it should be filled in: each dimension's truth in [0, 1], on its scale, to the nearest.
+
+    Without spaces: ``pdtr judge serve`` has vLLM's grammar allow none.
+    """
     grades = {d.name: d.low + math.floor(scores[d.name] * (d.high - d.low) + 0.5) for d in readout.dimensions}
-    return json.dumps({"reasoning": "", **grades})
+    return json.dumps({"reasoning": "", **grades}, separators=(",", ":"))
 
 
 def _digits(

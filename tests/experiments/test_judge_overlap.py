@@ -32,7 +32,7 @@ def test_a_judge_is_partly_hidden_and_every_image_is_judged(tmp_path: Path, caps
     assert rows["judging / drawing"] > 0
     assert "hidden share" in capsys.readouterr().out
     # Two rollouts of 96 images and the judge's trial.
-    assert sum(bool(request.body) for request in server.requests) == 2 * 96 + 1
+    assert sum(request.path == "/v1/chat/completions" for request in server.requests) == 2 * 96 + 1
 
 
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,7 +41,7 @@ def test_the_rubric_is_filled_in_to_the_nearest_grade_and_read_back() -> None:
     readout = find_template("scenes_rubric.v1").readout
     assert isinstance(readout, RubricReadout)
     said = rubric_answer({"success": 0.5, "preservation": 0.29, "total": 0.145}, readout)
-    assert said == '{"reasoning": "", "success": 3, "preservation": 1}'
+    assert said == '{"reasoning":"","success":3,"preservation":1}'
     reading = read_rubric({"choices": [{"message": {"content": said}}]}, readout)
     assert (reading.components, reading.value) == ({"success": 3, "preservation": 1}, pytest.approx((0.6 * 0.2) ** 0.5))
 

@@ -716,7 +716,7 @@ def test_a_run_from_before_a_setting_was_there_has_its_default() -> None:
         _check_same(recorded, plain(config))
     _check_same(_completed(recorded, config), plain(config))
     other = replace(config, algorithm=FlowGRPO(FlowSDE(2), kl_divisor="diffusion"))
-    with pytest.raises(ValueError, match=r"kl_divisor = .*diffusion.* where the run has .*variance"):
+    with pytest.raises(ValueError, match=r"'kl_divisor': 'diffusion'.* where the run has .*'kl_divisor': 'variance'"):
         _check_same(_completed(recorded, other), plain(other))
 
 
