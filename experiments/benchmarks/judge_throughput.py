@@ -3,8 +3,9 @@
 Type ``python -m experiments.benchmarks.judge_throughput --url http://127.0.0.1:8000/v1``, with a judge served there.
 The bare generator holds as many connections, sends bodies that are ready and only reads the answers to their ends; the
 judge encodes the images, makes the bodies, counts, checks and reads. No image is sent twice: a server that has seen one
-before answers from its caches, in a fraction of the time that a new one takes. The figures go to
-``judge_throughput.csv``.
+before answers from its caches, in a fraction of the time that a new one takes. Where the server computes on processors
+too, give each side its own (``taskset -c 0`` before the server's command, ``-c 1`` before this one): otherwise what a
+client needs is taken from the server. The figures go to ``judge_throughput.csv``.
 """
 
 from __future__ import annotations
