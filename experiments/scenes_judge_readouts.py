@@ -26,13 +26,13 @@ from experiments.scenes_judge_model import (
     digit_loss,
 )
 from experiments.scenes_judge_schedule import Rates, Schedule
+from experiments.scenes_judge_training import edits_batch
 from experiments.served_rewards import find_template
 from rewards.judges.rubrics import RubricReadout
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLForConditionalGeneration
 
-    from rewards.base import Images
     from rewards.edit_reward_data import ScoredEdit
 
 _SAY_EVERY = 50
@@ -114,7 +114,8 @@ def _rubric(
     readout = inputs.template.readout
     assert isinstance(readout, RubricReadout)
     answers = [rubric_answer(edit.scores, readout) for edit in edits]
-    batch = inputs.batch([edit.instruction for edit in edits], _pictures(edits), answers)
+    pictures = [(edit.source, edit.image) for edit in edits]
+    batch = inputs.batch([edit.instruction for edit in edits], pictures, answers)
     lengths = torch.tensor([len(inputs.answer(answer)) for answer in answers])
     states = model.model(**batch, use_cache=False).last_hidden_state
     ends = batch["attention_mask"].sum(1)
@@ -131,7 +132,7 @@ _LOSSES = {"digits": _digits, "yes_no": _yes_no, "rubric": _rubric}
 def _first_token(
     model: Qwen2_5_VLForConditionalGeneration, inputs: JudgeInputs, edits: Sequence[RenderedEdit | ScoredEdit]
 ) -> Tensor:
-    batch = inputs.batch([edit.instruction for edit in edits], _pictures(edits))
+    batch = edits_batch(inputs, edits)
     return answer_logits(model, model.model(**batch, use_cache=False).last_hidden_state, batch)
 
 
@@ -143,10 +144,6 @@ def _mixed(
     num_rendered = min(round(rates.rendered_share * count), count - 1)
     chosen = rng.choice(len(edits), count - num_rendered)
     return [*rendered_edits(rng, num_rendered, grid), *(edits[int(index)] for index in chosen)]
-
-
-def _pictures(edits: Sequence[RenderedEdit | ScoredEdit]) -> list[tuple[Images, Images]]:
-    return [(edit.source, edit.image) for edit in edits]
 
 
 def _totals(edits: Sequence[RenderedEdit | ScoredEdit]) -> Tensor:

@@ -145,7 +145,7 @@ def score_edits(
     with torch.no_grad():
         for start in range(0, len(edits), _SCORED_AT_ONCE):
             part = edits[start : start + _SCORED_AT_ONCE]
-            batch = _batch(inputs, part)
+            batch = edits_batch(inputs, part)
             states = model.model(**batch, use_cache=False).last_hidden_state
             said.append(digit_scores(answer_logits(model, states, batch), inputs.label_ids).numpy())
     return np.concatenate(said).astype(np.float32)
@@ -175,7 +175,7 @@ def _loss(
 ) -> tuple[list[Tensor], float]:
     """Digits' and cells' losses, and the share of the changed cells that is read as asked."""
     edits: list[RenderedEdit | ScoredEdit] = [*rendered, *drawn]
-    batch = _batch(inputs, edits)
+    batch = edits_batch(inputs, edits)
     output = model.model(**batch, use_cache=False, output_hidden_states=True)
     totals = torch.tensor([edit.scores["total"] for edit in edits])
     logits = answer_logits(model, output.last_hidden_state, batch)
@@ -216,7 +216,8 @@ def _width(model: Qwen2_5_VLForConditionalGeneration) -> int:
     return int(text.hidden_size)
 
 
-def _batch(inputs: JudgeInputs, edits: Sequence[RenderedEdit | ScoredEdit]) -> dict[str, Tensor]:
+def edits_batch(inputs: JudgeInputs, edits: Sequence[RenderedEdit | ScoredEdit]) -> dict[str, Tensor]:
+    """The judge's inputs of edits."""
     sources: list[Images] = [edit.source for edit in edits]
     return inputs([edit.instruction for edit in edits], sources, [edit.image for edit in edits])
 

@@ -52,13 +52,13 @@ def first_noise(policy: BackbonePolicy, count: int, seed: int = 0) -> Tensor:
     return sample_noise(range(seed, seed + count), (1, *policy.latent_shape))[:, 0].to(policy.dtype)
 
 
-def encoded_by_hand(vae: Any, image: Any) -> Tensor:
+def encoded_by_hand(vae: Any, image: Any, shift: float, scale: float) -> Tensor:
     """A source of UniPic 2.0's models as latents, drawn by the VAE's own sampler with the policies' seed for it."""
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255 * 2 - 1
     generator = torch.Generator().manual_seed(derive_seed("source", content_hash(image)))
     with torch.no_grad():
         drawn = vae.encode(pixels).latent_dist.sample(generator)
-    latents: Tensor = (drawn - vae.config.shift_factor) * vae.config.scaling_factor
+    latents: Tensor = (drawn - shift) * scale
     return latents
 
 

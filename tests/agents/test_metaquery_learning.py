@@ -136,11 +136,12 @@ def test_editing_is_the_released_loop_written_out(load: Load, size: tuple[int, i
     policy = load(height=size[0], width=size[1])
     prompts = prompts_for(policy, 1)
     ours = draw(policy, prompts, ODE(3, guidance_scale, shift=None))
-    transformer, scheduler = policy.pipeline.transformer, policy.pipeline.scheduler
+    transformer, vae, scheduler = policy.pipeline.transformer, policy.pipeline.vae, policy.pipeline.scheduler
     for prompt, noise, drawn in zip(prompts, first_noise(policy, 2), ours, strict=True):
         (image,) = prompt.source_images
         states, pooled = released_embeddings(policy, [prompt.text, "bad noise"], image)
-        reference, theirs = encoded_by_hand(policy.pipeline.vae, image), noise[None]
+        reference = encoded_by_hand(vae, image, vae.config.shift_factor, vae.config.scaling_factor)
+        theirs = noise[None]
         scheduler.set_timesteps(3)
         with torch.no_grad():
             for time in scheduler.timesteps:

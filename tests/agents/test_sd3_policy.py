@@ -13,12 +13,11 @@ import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
 from agents.policies.backbone import BackboneSettings
-from agents.policies.embeddings import content_hash
 from agents.policies.loading import load_backbone
 from agents.policies.sd3 import SD3Policy, sd35_medium_config
 from agents.policies.tiny.sd3 import make_tiny_sd3
 from agents.policies.weights import FullWeights, LoraSettings, LoraWeights, PolicyWeights
-from agents.samplers import ODE, FlowSDE, derive_seed
+from agents.samplers import ODE, FlowSDE
 from rewards.base import Prompt
 from tests.agents.backbone_checks import (
     TEXTS,
@@ -27,7 +26,9 @@ from tests.agents.backbone_checks import (
     check_ratio_is_one,
     check_saving,
     draw,
+    encoded_by_hand,
     first_noise,
+    kontext_by_hand,
     picture,
     prompts_for,
     rollout_of,
@@ -100,7 +101,8 @@ def test_editing_is_the_released_loop_written_out(load: Callable[..., SD3Policy]
     with torch.no_grad():
         theirs = first_noise(policy, 2)
         references = [
-            torch.cat([encoded_by_hand(vae, prompt.source_images[i]) for prompt in prompts]) for i in range(num_sources)
+            torch.cat([encoded_by_hand(vae, prompt.source_images[i], 0.0609, 1.5305) for prompt in prompts])
+            for i in range(num_sources)
         ]
         states, negative_states, pooled, negative_pooled = pipeline.encode_prompt(
             list(TEXTS), None, None, negative_prompt=["noise"] * 2, max_sequence_length=16, device="cpu"
@@ -109,25 +111,12 @@ def test_editing_is_the_released_loop_written_out(load: Callable[..., SD3Policy]
         for time in pipeline.scheduler.timesteps:
             halves = []
             for text, vector in ((negative_states, negative_pooled), (states, pooled)):
-                tokens = torch.cat([transformer.pos_embed(image) for image in [*references, theirs]], dim=1)
-                temb = transformer.time_text_embed(time.expand(2), vector)
-                context = transformer.context_embedder(text)
-                for block in transformer.transformer_blocks:
-                    context, tokens = block(tokens, context, temb)
-                tokens = transformer.proj_out(transformer.norm_out(tokens, temb))[:, num_sources * 24 :]
-                patches = tokens.reshape(2, 4, 6, 2, 2, 16)
-                halves.append(torch.einsum("bhwpqc->bchpwq", patches).reshape(2, 16, 8, 12))
+                halves.append(kontext_by_hand(transformer, [*references, theirs], time.expand(2), text, vector))
             velocity = halves[0] + 3.5 * (halves[1] - halves[0])
             theirs = pipeline.scheduler.step(velocity, time, theirs, return_dict=False)[0]
     assert torch.allclose(ours, theirs, atol=1e-5)
     without = draw(policy, [Prompt(prompt.text) for prompt in prompts], ODE(3, 3.5, shift=None))
     assert not torch.allclose(ours, without, atol=1e-2)
-
-
-def encoded_by_hand(vae: Any, image: Any) -> torch.Tensor:
-    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255 * 2 - 1
-    generator = torch.Generator().manual_seed(derive_seed("source", content_hash(image)))
-    return (vae.encode(pixels).latent_dist.sample(generator) - 0.0609) * 1.5305
 
 
 def test_a_source_has_one_encoding_whatever_it_is_encoded_with(load: Callable[..., SD3Policy]) -> None:

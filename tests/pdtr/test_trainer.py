@@ -6,7 +6,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -442,37 +442,38 @@ def test_what_a_reward_counts_is_logged(tmp_path: Path, tiny_policy: ScenesPolic
     assert "statistics/edit/cache/hits" not in row
 
 
-def test_a_hacked_reward_is_said_where_it_happens(tmp_path: Path, tiny_policy: ScenesPolicy) -> None:
+def hacked_run(
+    folder: Path, policy: ScenesPolicy, tasks_of: Callable[[Reward, Reward], dict[str, Task]]
+) -> tuple[TrainConfig, str]:
+    """A run whose trained reward rises by the iteration while the other one falls, and what it said."""
+
     def trained(images: Images, prompts: Sequence[Prompt]) -> Any:
         return redness(images, prompts) + np.float32(trainer.run.iteration)
 
     def held_out(images: Images, prompts: Sequence[Prompt]) -> Any:
         return redness(images, prompts) - np.float32(trainer.run.iteration)
 
-    config = make_config(tmp_path, SingleTask("t2i", 2))
+    config = make_config(folder, SingleTask("t2i", 2))
     stream = io.StringIO()
-    console = Console(file=stream, width=200)
-    trainer = Trainer(config, make_tasks(trained, held_out), tiny_policy, Progress(config, console))
+    console = Console(file=stream, width=300)
+    trainer = Trainer(config, tasks_of(trained, held_out), policy, Progress(config, console))
     trainer.train()
-    assert "warning: t2i: since iteration 0 the trained reward rose" in stream.getvalue()
+    return config, stream.getvalue()
+
+
+def test_a_hacked_reward_is_said_where_it_happens(tmp_path: Path, tiny_policy: ScenesPolicy) -> None:
+    config, said = hacked_run(tmp_path, tiny_policy, make_tasks)
+    assert "warning: t2i: since iteration 0 the trained reward rose" in said
     assert "The reward is being hacked" in write_report(config.output_dir).read_text()
 
 
 def test_a_member_that_is_only_logged_is_watched_too(tmp_path: Path, tiny_policy: ScenesPolicy) -> None:
-    def weighed(images: Images, prompts: Sequence[Prompt]) -> Any:
-        return redness(images, prompts) + np.float32(trainer.run.iteration)
-
-    def logged(images: Images, prompts: Sequence[Prompt]) -> Any:
-        return redness(images, prompts) - np.float32(trainer.run.iteration)
-
-    config = make_config(tmp_path, SingleTask("t2i", 2))
-    stream = io.StringIO()
-    reward = WeightedSum({"red": weighed}, {"red": 1.0}, {"pale": logged})
-    trainer = Trainer(config, make_tasks(reward), tiny_policy, Progress(config, Console(file=stream, width=300)))
-    trainer.train()
-    assert re.search(
-        r"warning: t2i: since iteration 0 the trained reward rose .* the held-out one \(pale\) fell", stream.getvalue()
+    config, said = hacked_run(
+        tmp_path,
+        tiny_policy,
+        lambda weighed, logged: make_tasks(WeightedSum({"red": weighed}, {"red": 1.0}, {"pale": logged})),
     )
+    assert re.search(r"warning: t2i: since iteration 0 the trained reward rose .* the held-out one \(pale\) fell", said)
     page = write_report(config.output_dir).read_text()
     assert "The reward is being hacked" in page
     assert "trained reward and held-out reward pale on the tuning prompts" in page

@@ -1,11 +1,10 @@
 """A call that is larger than a server takes at once: it is cut where it may be, and refused by name where not."""
 
 import json
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import httpx
@@ -22,6 +21,7 @@ from rewards.service import ServiceSettings
 from rewards.wire import encode_request, parse_request
 from rewards.wire_json import Limits, RequestError
 from rewards.wire_parts import EncodedCall
+from tests.rewards.background_server import serving
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (12, 16, 8, 3), np.uint8)
@@ -228,20 +228,11 @@ class Scripted(BaseHTTPRequestHandler):
 
 @contextmanager
 def scripted(limits: dict[str, Any], most: int = 1000) -> Iterator[Any]:
-    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
-    server.daemon_threads = True
     traits = asdict(RewardTraits(fingerprint="v1"))
-    server.health, server.sizes, server.most = (
-        {"status": "ok", "reward": "r", "traits": traits, "limits": limits},
-        [],
-        most,
-    )
-    server.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving(Scripted) as server:
+        server.health = {"status": "ok", "reward": "r", "traits": traits, "limits": limits}
+        server.sizes, server.most = [], most
+        yield server
 
 
 def test_a_server_that_tells_fewer_limits_is_asked_within_the_default_ones() -> None:

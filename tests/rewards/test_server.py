@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from rewards.server import TOKEN_VARIABLE, RewardServer, ServerSettings, read_to
 from rewards.service import ServiceSettings
 from rewards.wire import encode_request
 from rewards.wire_json import Limits
+from tests.rewards.background_server import serving
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 6, 4, 3), np.uint8)
 PROMPTS = [
@@ -507,15 +508,9 @@ class Script(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def script() -> Iterator[Any]:
-    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Script)
-    server.daemon_threads = True
-    server.asked = 0
-    server.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving(Script) as server:
+        server.asked = 0
+        yield server
 
 
 GOOD = (200, b'{"total": [0.5], "components": {}, "reasons": {}}')
