@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from experiments.served_rewards import (
     DEFAULT_URL,
+    MAY_CHANGE,
     MODEL_VARIABLE,
     URL_VARIABLE,
     agreed_model,
@@ -42,10 +43,10 @@ class JudgeRewards:
         min_label_mass: below it a judgement is not available.
     """
 
-    url: str = field(default_factory=lambda: os.environ.get(URL_VARIABLE, "") or DEFAULT_URL)
+    url: str = field(default_factory=lambda: os.environ.get(URL_VARIABLE, "") or DEFAULT_URL, metadata=MAY_CHANGE)
     model: str = field(default_factory=lambda: os.environ.get(MODEL_VARIABLE, ""))
     template: str = TEMPLATE
-    max_in_flight: int = 16
+    max_in_flight: int = field(default=16, metadata=MAY_CHANGE)
     min_label_mass: float = 0.5
 
     def __post_init__(self) -> None:

@@ -27,6 +27,8 @@ URL_VARIABLE, MODEL_VARIABLE = "PDTR_JUDGE_URL", "PDTR_JUDGE_MODEL"
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
 # How long a reward server is waited for when a run starts; a run that is under way waits longer.
 _CHECK_SECONDS = 10.0
+# A run goes on with servers elsewhere, see pdtr.run_settings.
+MAY_CHANGE = {"may_change": True}
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,10 @@ class EditJudge:
         disable_thinking: for models that think unless told not to.
     """
 
-    urls: tuple[str, ...] = field(default_factory=lambda: default_urls())
+    urls: tuple[str, ...] = field(default_factory=lambda: default_urls(), metadata=MAY_CHANGE)
     model: str = field(default_factory=lambda: os.environ.get(MODEL_VARIABLE, ""))
     templates: tuple[str, ...] = ("edit_overall.v1",)
-    max_in_flight: int = 64
+    max_in_flight: int = field(default=64, metadata=MAY_CHANGE)
     read: Literal["probabilities", "answer"] = "probabilities"
     min_label_mass: float = 0.5
     disable_thinking: bool = False
@@ -107,8 +109,8 @@ class RemoteScorer:
         deadline_seconds: most time of a call with all its tries, after which its images have no reward.
     """
 
-    url: str = ""
-    deadline_seconds: float = 120.0
+    url: str = field(default="", metadata=MAY_CHANGE)
+    deadline_seconds: float = field(default=120.0, metadata=MAY_CHANGE)
 
     def __post_init__(self) -> None:
         if not 0 < self.deadline_seconds < float("inf"):

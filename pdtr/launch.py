@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import copy
-import json
-import os
-import shlex
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, Field, fields, is_dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pdtr.processes import check_shares, launcher, losses_explained, start
+from pdtr.processes import check_shares, losses_explained, start
+from pdtr.run_settings import FILE, write_settings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,9 +21,6 @@ if TYPE_CHECKING:
     from pdtr.trainer import Trainer
 
 BASE = Path(__file__).parent / "base"
-# A curriculum checks its own state; the rest changes how a run goes on, not what comes of it.
-_FREE_TO_CHANGE = {"output_dir", "curriculum", "processes", "num_threads", "checkpoint_every", "keep_checkpoints"}
-_PACKAGES = ("pdtr", "torch", "diffusers", "transformers", "gymnasium", "peft", "accelerate", "numpy", "safetensors")
 
 
 def train(
@@ -87,7 +77,7 @@ def run(
         if not processes.is_sharded:
             policy.to(device)
         if processes.is_first:
-            _write_config(config, recipe)
+            write_settings(config, recipe)
         with _display(config, processes) as progress:
             trainer = Trainer(config, tasks, policy, progress, processes)
             # What is cut up came to the device block by block, as it may not fit there whole; the rest follows.
@@ -170,7 +160,7 @@ def _prepare(folder: Path, resume: bool) -> str:
     """The checkpoint to go on from, empty where there is none; refuses to write over a run."""
     from pdtr import checkpoint
 
-    started = (folder / "config.json").is_file()
+    started = (folder / FILE).is_file()
     if started and not resume:
         raise ValueError(
             f"{folder}: expected a new folder, got one that holds a run; pass --resume, or another --output-dir"
@@ -182,77 +172,3 @@ def _prepare(folder: Path, resume: bool) -> str:
         return ""
     checkpoint.clean_up(folder / "checkpoints")
     return str(checkpoint.latest(folder / "checkpoints") or "")
-
-
-def _write_config(config: TrainConfig, recipe: str) -> None:
-    """What the run is, for the report; written once, atomically. A resumed run has to be the same one.
-
-    Raises:
-        ValueError: a setting that the run's results depend on has another value than the run was started with.
-    """
-    path = config.output_dir / "config.json"
-    if path.exists():
-        _check_same(_completed(json.loads(path.read_text())["config"], config), plain(config))
-        return
-    content = {
-        "recipe": recipe,
-        "command": _command(),
-        "config": plain(config),
-        "versions": {name: version(name) for name in _PACKAGES} | {"python": sys.version.split()[0]},
-        "seed": config.seed,
-        "started": datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds"),
-    }
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
-
-
-def _check_same(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    for name in sorted(asked.keys() - _FREE_TO_CHANGE):
-        if recorded.get(name) != asked[name]:
-            raise ValueError(
-                f"--resume: expected the settings that the run was started with, got {name} = {asked[name]} where the "
-                f"run has {recorded.get(name)}; give its own value, or start another run"
-            )
-
-
-def _completed(recorded: Any, value: Any) -> Any:
-    """A recorded configuration with the defaults of settings that there were not yet when it was written."""
-    if isinstance(value, list | tuple) and isinstance(recorded, list) and len(recorded) == len(value):
-        return [_completed(*pair) for pair in zip(recorded, value, strict=True)]
-    if not (is_dataclass(value) and isinstance(recorded, Mapping) and recorded.get("class") == type(value).__name__):
-        return recorded
-    known = {f.name: f for f in fields(value) if f.init and (f.name in recorded or _has_default(f))}
-    return {"class": recorded["class"]} | {
-        name: _completed(recorded[name], getattr(value, name)) if name in recorded else plain(_default(field))
-        for name, field in known.items()
-    }
-
-
-def _has_default(field: Field[Any]) -> bool:
-    return field.default is not MISSING or field.default_factory is not MISSING
-
-
-def _default(field: Field[Any]) -> Any:
-    return field.default_factory() if field.default_factory is not MISSING else field.default
-
-
-def _command() -> str:
-    """The command line that started this process, as one would type it."""
-    program = Path(sys.argv[0]).name
-    return shlex.join([*(launcher() if program in ("pdtr", "cli.py", "__main__.py") else [program]), *sys.argv[1:]])
-
-
-def plain(config: Any) -> Any:
-    """A configuration as JSON: dataclasses with their class's name, paths as text."""
-    return json.loads(json.dumps(_named(config), default=str))
-
-
-def _named(value: Any) -> Any:
-
-    if is_dataclass(value) and not isinstance(value, type):
-        named = {f.name: _named(getattr(value, f.name)) for f in fields(value) if f.init}
-        return {"class": type(value).__name__, **named}
-    if isinstance(value, Mapping):
-        return {str(key): _named(entry) for key, entry in value.items()}
-    return [_named(entry) for entry in value] if isinstance(value, list | tuple) else value

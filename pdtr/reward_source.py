@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 
 class RewardSource(Protocol):
-    """Makes rewards for a run."""
+    """Makes rewards for a run.
+
+    A frozen dataclass: its fields are flags and stand in the run's ``config.json``. A run is resumed with the same
+    values of them, but for fields that are marked ``field(..., metadata={"may_change": True})``, such as an address.
+    """
 
     def make_rewards(self) -> Mapping[str, Reward]:
         """The rewards by task; a task without one is trained on its own, such as the embedded world's ground truth.

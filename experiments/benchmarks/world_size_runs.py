@@ -40,6 +40,7 @@ class Job:
         weights: "full" or "lora".
         sharding: see ``pdtr.processes.ProcessSettings``.
         resume: go on with the run that is in the folder.
+        sum_at_last_chunk: see ``agents.learner.LearnerSettings``.
     """
 
     folder: Path
@@ -47,6 +48,7 @@ class Job:
     weights: str = "full"
     sharding: str = "none"
     resume: bool = False
+    sum_at_last_chunk: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def make_config(job: Job) -> TrainConfig:
         num_prompts=8,
         group_size=2,
         chunk_size=2,
-        learner=LearnerSettings(num_minibatches=2, ema_decay=0.9),
+        learner=LearnerSettings(num_minibatches=2, ema_decay=0.9, sum_at_last_chunk=job.sum_at_last_chunk),
         lora=LoraSettings(4, 8) if job.weights == "lora" else None,
         # Two chunks a task: of four processes two have none.
         evaluation=EvaluationConfig(3, 4, every=2, sampler=ODE(2, shift=4.0), chunk_size=2, num_grid=3),

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from agents.policies.backbone import BackboneSettings
@@ -35,6 +32,7 @@ from pdtr.pretraining_loop import pretrain_stage
 from pdtr.pretraining_run import StageRun
 from pdtr.pretraining_stages import PUBLISHED, Stage, StageConfig
 from pdtr.processes import ProcessSettings, Sharding, start
+from tests.pdtr.sums import sums_counted
 
 SIZES = {"edit": 3, "t2i": 5}
 
@@ -130,10 +128,8 @@ def main(jobs: Sequence[dict[str, Any]]) -> None:
 
 def counted_job(job: dict[str, Any]) -> None:
     """Run a stage with cut weights and write how often this process took part in a sum of gradients."""
-    # FSDP2 has no public place to watch: this is what sums a block's gradients, after a backward pass that has to.
-    with patch.object(_fsdp_param_group, "foreach_reduce", wraps=_fsdp_param_group.foreach_reduce) as watched:
+    with sums_counted(Path(job["folder"])):
         main([job])
-    (Path(job["folder"]) / f"sums-{os.environ['RANK']}.json").write_text(str(watched.call_count))
 
 
 def clip_job(file: str) -> None:

@@ -39,6 +39,7 @@ from pdtr.curriculum import SingleTask
 from pdtr.launch import run
 from pdtr.processes import ProcessLost, ProcessSettings, check_shares, launcher, losses_explained
 from tests.pdtr.launched import launch
+from tests.pdtr.sums import counted_run, sums
 
 KINDS = [(algorithm, weights) for algorithm in ("flow_grpo", "diffusion_nft") for weights in ("full", "lora")]
 FULL, LORA = ("diffusion_nft", "full"), ("diffusion_nft", "lora")
@@ -129,6 +130,18 @@ def test_sharded_weights_are_those_of_one_process(
     alone: dict[tuple[str, str], Path], shared: dict[str, Path], kind: tuple[str, str]
 ) -> None:
     assert_same_run(alone[kind], shared[f"{kind[1]} fsdp2"])
+
+
+def test_gradients_of_cut_weights_may_be_summed_at_a_steps_last_chunk(
+    folder: Path, alone: dict[tuple[str, str], Path]
+) -> None:
+    """Two chunks a process and step: half as many sums to the same weights."""
+    often = Job(folder / "often", *FULL, sharding="fsdp2")
+    late = replace(often, folder=folder / "late", sum_at_last_chunk=True)
+    for job in (often, late):
+        launch(counted_run, told([job]), 2)
+    assert sums(late.folder) == [count // 2 for count in sums(often.folder)] != [0, 0]
+    assert_same_run(alone[FULL], late.folder)
 
 
 def test_four_processes_end_with_the_weights_of_one(folder: Path, alone: dict[tuple[str, str], Path]) -> None:

@@ -705,26 +705,3 @@ def test_runs_are_not_written_over_and_not_resumed_from_nothing(tmp_path: Path, 
     with pytest.raises(ValueError, match=r"run: expected a new folder, got one that holds a run; pass --resume, or"):
         train(config, make_tasks())
     assert {path: path.stat().st_mtime_ns for path in config.output_dir.rglob("*")} == before
-
-
-def test_a_run_from_before_a_setting_was_there_has_its_default() -> None:
-    from pdtr.launch import _check_same, _completed, plain
-
-    config = replace(TrainConfig(), algorithm=FlowGRPO(FlowSDE(2)))
-    recorded = plain(config)
-    del recorded["algorithm"]["kl_divisor"]
-    with pytest.raises(ValueError, match="kl_divisor"):
-        _check_same(recorded, plain(config))
-    _check_same(_completed(recorded, config), plain(config))
-    other = replace(config, algorithm=FlowGRPO(FlowSDE(2), kl_divisor="diffusion"))
-    with pytest.raises(ValueError, match=r"'kl_divisor': 'diffusion'.* where the run has .*'kl_divisor': 'variance'"):
-        _check_same(_completed(recorded, other), plain(other))
-
-
-def test_a_resumed_run_keeps_its_settings() -> None:
-    from pdtr.launch import _check_same, plain
-
-    recorded = plain(TrainConfig())
-    _check_same(recorded, plain(replace(TrainConfig(), num_threads=7, output_dir=Path("elsewhere"))))
-    with pytest.raises(ValueError, match=r"got learning_rate = 0\.5 where the run has 0\.0001"):
-        _check_same(recorded, plain(replace(TrainConfig(), learning_rate=0.5)))
