@@ -62,6 +62,8 @@ class SampleOptions:
         prompt: what to draw; with a source image, what to change.
         source_image: picture to edit, or several for models that take several, in the order in which they are shown;
             resized to the policy's size.
+        height: of the images in pixels; as the policy was saved, or 512, when left out. Published models only.
+        width: see ``height``.
         keep_shape: edit at the first source's proportions, the longer side as long as the policy's, as UniPic 2.0 does;
             published models only.
         negative_prompt: what a published model is guided away from in text-to-image; as it was saved, or none, when
@@ -81,6 +83,8 @@ class SampleOptions:
 
     prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
     source_image: tuple[Path, ...] = ()
+    height: int | None = None
+    width: int | None = None
     keep_shape: bool = False
     negative_prompt: str | None = None
     edit_negative_prompt: str | None = None
@@ -196,8 +200,8 @@ def _sampled_policy(options: SampleOptions) -> FlowPolicy:
     from pdtr.sampling import device_or_gpu, load_policy, policy_folder
 
     folder = policy_folder(options.policy)
-    negatives = {name: getattr(options, name) for name in ("negative_prompt", "edit_negative_prompt")}
-    policy = load_policy(folder, model_settings(folder, **negatives))
+    names = ("height", "width", "negative_prompt", "edit_negative_prompt")
+    policy = load_policy(folder, model_settings(folder, **{name: getattr(options, name) for name in names}))
     policy.to(device_or_gpu())
     if options.keep_shape:
         _take_shape(policy, options.source_image)

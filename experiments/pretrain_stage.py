@@ -33,9 +33,9 @@ class StageOptions:
 
     Attributes:
         model: what is trained, a policy's folder or one of the hub: SD3.5 in stage B, a MetaQuery policy in A and C.
-        generator: in A and C in place of a model, to put one together: a folder with transformer, VAE and scheduler,
-            SD3.5's or stage B's policy.
-        lmm: with a generator: Qwen2.5-VL's folder.
+        generator: in A and C in place of a model, to put one together: what has transformer, VAE and scheduler, such as
+            SD3.5 or stage B's policy; a folder, or one of the hub.
+        lmm: with a generator: Qwen2.5-VL; a folder, or one of the hub.
         connector: with a generator: the folder "conditioner" of stage A's policy; a new one when left out.
         t2i: files or globs with texts and pictures (jsonl, json, csv, tsv, parquet, tar).
         edit: files or globs with instructions and pictures before and after.

@@ -43,7 +43,8 @@ def load_backbone(source: str | Path, settings: BackboneSettings | None = None) 
     Raises:
         ValueError: it is neither, or of a class that there is no policy for.
     """
-    return backbone_class(source).load(source, saved_settings(source) if settings is None else settings)
+    policy_class = backbone_class(source)
+    return policy_class.load(source, settings or saved_settings(source) or BackboneSettings())
 
 
 def backbone_class(source: str | Path) -> type[BackbonePolicy]:
@@ -60,15 +61,23 @@ def backbone_class(source: str | Path) -> type[BackbonePolicy]:
     return policy_class
 
 
-def saved_settings(source: str | Path) -> BackboneSettings:
-    """The settings that a policy was saved with, the defaults where it was not one of ours.
+def saved_settings(source: str | Path) -> BackboneSettings | None:
+    """The settings that a policy was saved with; None where it was not one of ours.
+
+    Args:
+        source: a folder, or a repository of the hub.
 
     Raises:
-        ValueError: the file is damaged or not of this version.
+        ValueError: there is no such folder or repository, or the file is damaged or not of this version.
     """
-    path = Path(source) / SETTINGS_NAME
-    if not path.is_file():
-        return BackboneSettings()
+    try:
+        path = model_file(source, SETTINGS_NAME)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ValueError(
+            f"{source}: expected a folder or a repository of the hub, got none ({one_line(error)})"
+        ) from error
     try:
         return BackboneSettings(**json.loads(path.read_text()))
     except (TypeError, ValueError) as error:

@@ -29,7 +29,7 @@ from agents.policies.metaquery_vae import decode_images, encode_images, pixels_p
 from agents.policies.query_reader import QueryReader
 from agents.policies.scenes_parts import PatchCodec
 from agents.policies.sd3 import UNIPIC2_EDIT_NEGATIVE_PROMPT
-from agents.policies.unipic2 import kontext_velocity, num_channels
+from agents.policies.unipic2 import check_positions, kontext_velocity, num_channels
 from agents.samplers import ODE
 
 
@@ -71,8 +71,10 @@ class MetaQueryPolicy(BackbonePolicy):
         return MetaQueryPipeline.from_pretrained(source, settings)
 
     def check_size(self, settings: BackboneSettings) -> None:
-        """See :meth:`BackbonePolicy.check_size`; a side is whole tokens of the language model too."""
+        """See :meth:`BackbonePolicy.check_size`; sides as SD3's, and whole tokens of the language model."""
         super().check_size(settings)
+        pixels = pixels_per_latent(self.pipeline.vae)
+        check_positions(self.transformer, pixels, (settings.height, settings.width))
         side = self.pipeline.traits.reading.pixels_per_token
         if settings.height % side or settings.width % side:
             raise ValueError(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from agents.policies.backbone import INDEX_NAME, BackbonePolicy, BackboneSettings
 from agents.policies.embeddings import Row, unstack
 from agents.policies.pictures import drawn_latents
-from agents.policies.unipic2 import kontext_velocity, num_channels
+from agents.policies.unipic2 import check_positions, kontext_velocity, num_channels
 from agents.samplers import ODE
 
 MAX_TEXT_TOKENS = 512
@@ -58,16 +58,9 @@ class SD3Policy(BackbonePolicy):
         super().__init__(pipeline, settings)
 
     def check_size(self, settings: BackboneSettings) -> None:
-        """As for all, and at most what the table of positions holds: 6144 pixels a side for SD3.5, 1536 for SD3."""
+        """As for all, and at most what the table of positions holds."""
         super().check_size(settings)
-        config: Any = self.transformer.config
-        largest = config.pos_embed_max_size * config.patch_size * self.pipeline.vae_scale_factor
-        for side in ("height", "width"):
-            if getattr(settings, side) > largest:
-                raise ValueError(
-                    f"{side}: expected at most {largest} pixels for these weights' positions, "
-                    f"got {getattr(settings, side)}"
-                )
+        check_positions(self.transformer, self.pipeline.vae_scale_factor, (settings.height, settings.width))
 
     @classmethod
     def load_pipeline(cls, source: str, settings: BackboneSettings) -> Any:

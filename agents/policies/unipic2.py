@@ -117,6 +117,24 @@ def num_channels(transformer: nn.Module) -> int:
     return int(config.in_channels)
 
 
+def check_positions(transformer: nn.Module, pixels_per_latent: int, image_size: tuple[int, int]) -> None:
+    """Whether an SD3 transformer's table of positions holds a size: 6144 pixels a side for SD3.5, 1536 for SD3.
+
+    Args:
+        transformer: SD3's.
+        pixels_per_latent: the side of what its VAE makes one latent of.
+        image_size: (height, width) in pixels.
+
+    Raises:
+        ValueError: it does not.
+    """
+    config: Any = transformer.config
+    largest = config.pos_embed_max_size * config.patch_size * pixels_per_latent
+    for name, side in zip(("height", "width"), image_size, strict=True):
+        if side > largest:
+            raise ValueError(f"{name}: expected at most {largest} pixels for these weights' positions, got {side}")
+
+
 def _unpatchify(patches: Tensor, shape: torch.Size, patch_size: int) -> Tensor:
     """[B, (H/p)(W/p), p p C] -> [B, C, H, W]."""
     batch, _, height, width = shape

@@ -78,14 +78,13 @@ def model_settings(folder: Path, **changes: Any) -> BackboneSettings | None:
     Raises:
         ValueError: a setting out of its range, or one for a policy that has none.
     """
-    from agents.policies.backbone import SETTINGS_NAME
+    from agents.policies.backbone import BackboneSettings
     from agents.policies.loading import backbone_class, is_backbone, saved_settings
 
     given = {name: value for name, value in changes.items() if value is not None}
     if is_backbone(folder) or not folder.is_dir():
-        settings = saved_settings(folder)
-        if not (folder / SETTINGS_NAME).is_file():
-            settings = replace(settings, edit_negative_prompt=backbone_class(folder).released_edit_negative_prompt)
+        released = backbone_class(folder).released_edit_negative_prompt
+        settings = saved_settings(folder) or BackboneSettings(edit_negative_prompt=released)
         return replace(settings, **given)
     if given:
         raise ValueError(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from agents.policies.backbone import BackboneSettings
 from agents.policies.connector import ConnectorConfig
-from agents.policies.loading import load_backbone, pipeline_name
+from agents.policies.loading import load_backbone, pipeline_name, saved_settings
 from agents.policies.metaquery import MetaQueryPolicy
 from agents.policies.metaquery_parts import LANGUAGE_MODEL, MetaQueryPipeline, MetaQueryTraits
 from agents.policies.metaquery_vae import load_vae, save_codec
@@ -212,6 +212,19 @@ def test_the_kind_is_found_by_a_few_small_files(
     # Once more without the hub: what it answered, "no such file" too, is in the cache.
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert pipeline_name(f"someone/{name}") == expected
+
+
+def test_a_policy_of_ours_has_its_settings_from_the_hub_too(
+    root: Path, hub: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert saved_settings("someone/policy") == saved_settings(root / "policy") == SETTINGS
+    assert saved_settings("someone/metaquery") is None
+    with pytest.raises(ValueError, match=r"^someone/nothing: expected a folder or a repository of the hub, got none"):
+        saved_settings("someone/nothing")
+    # Once more without the hub.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert saved_settings("someone/policy") == SETTINGS
+    assert saved_settings("someone/metaquery") is None
 
 
 def test_a_repository_that_is_not_there_is_one_line(hub: list[str]) -> None:

@@ -60,6 +60,30 @@ def test_several_sources_are_shown_to_the_model_in_order(sample: Sample, sources
         assert np.abs(drawn - sample("--source-image", *others)[:, -SIDE:]).max() > 1
 
 
+def test_images_have_the_asked_size(sample: Sample, sources: list[Path]) -> None:
+    assert sample("--height", 32, "--width", 48).shape == (32, 48, 3)
+    assert sample("--height", 32, "--source-image", sources[0]).shape == (32, 2 * (SIDE + 2) - 2, 3)
+    wide = sample("--height", 32, "--width", 32, "--source-image", sources[1], "--keep-shape")
+    assert wide.shape == (32, 2 * (32 + 2) - 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--height", "33"), "height: expected a multiple of 16"),
+        (("--height", "0"), "height"),
+        (("--width", "64", "--policy", ""), "width: only for models in diffusers' layout"),
+    ],
+)
+def test_a_size_that_cannot_be_is_one_line(
+    arguments: Sequence[str], said: str, kontext: Path, tmp_path: Path, capsys: Any
+) -> None:
+    policy = () if "--policy" in arguments else ("--policy", str(kontext))
+    arguments = [part for part in arguments if part not in ("--policy", "")]
+    assert main(["sample", "a cat", *policy, *arguments, "--output", str(tmp_path / "grid.png")]) == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_the_first_source_s_shape_is_kept(sample: Sample, sources: list[Path]) -> None:
     assert sample("--source-image", *sources, "--keep-shape").shape == (64, 3 * (32 + 2) - 2, 3)
     assert sample("--source-image", *sources[::-1], "--keep-shape").shape == (32, 3 * (64 + 2) - 2, 3)
