@@ -238,7 +238,7 @@ def test_parts_that_do_not_fit_are_named(policy: MetaQueryPolicy, folder: Path, 
         MetaQueryPolicy(policy.pipeline, SETTINGS)
     with pytest.raises(ValueError, match="expected multiples of 32 pixels"):
         load_backbone(folder, replace(SETTINGS, height=48))
-    with pytest.raises(ValueError, match="width: expected at most 256 pixels for these weights' positions, got 512"):
+    with pytest.raises(ValueError, match="width: expected at most 192 pixels for these weights' positions, got 512"):
         load_backbone(folder, replace(SETTINGS, width=512))
     with pytest.raises(ValueError, match="expected transformer/, vae/, scheduler/"):
         MetaQueryPipeline.from_parts(tmp_path, folder / "lmm")
