@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pdtr.measures import REWARD, STRICT
 from pdtr.tasks import TRAINED
 
 if TYPE_CHECKING:
@@ -22,17 +23,8 @@ if TYPE_CHECKING:
 
 # One seed for every run: two runs, or two moments of one, see the same noise on the same prompt.
 EVALUATION_SEED = 20_250_904
-STRICT = "strict"
-REWARD = "reward"
-"""What an evaluation counts as success where the reward has no component of that name."""
 HELD_OUT = "held_out"
 """Scores behind it and a slash are of members of the trained reward that are only logged."""
-
-
-def measure_name(success: str) -> str:
-    """What people call a component that evaluations count as success: "strict" is "strict success"."""
-    known = {STRICT: "strict success", REWARD: "mean reward"}
-    return known.get(success, success.replace("_", " "))
 
 
 @dataclass(frozen=True)

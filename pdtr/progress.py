@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from pdtr.evaluate import STRICT, measure_name
+from pdtr.measures import STRICT, Measure
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -38,6 +38,7 @@ class Reading:
         grad_norm: of the last iteration, before clipping.
         held_out: latest held-out success, by task.
         change: its change since the base, on the same prompts, by task.
+        measures: what counts as success, by task.
         images_per_second: over the last iteration, updates included.
         seconds_left: estimate; None where it cannot be told.
     """
@@ -53,6 +54,7 @@ class Reading:
     grad_norm: float | None = None
     held_out: dict[str, float] = field(default_factory=dict)
     change: dict[str, float] = field(default_factory=dict)
+    measures: dict[str, Measure] = field(default_factory=dict)
     images_per_second: float | None = None
     seconds_left: float | None = None
     _base: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -93,6 +95,7 @@ class Reading:
             return
         base = self._base.setdefault((task, str(row.get("set", ""))), strict)
         self.held_out[task], self.change[task] = strict, strict - base
+        self.measures[task] = Measure(str(row.get("success") or STRICT))
 
     def line(self) -> str:
         """One line of plain text."""
@@ -107,8 +110,15 @@ class Reading:
         return "  ".join(part for part in parts if part)
 
     def scores(self) -> list[str]:
-        """Each task's held-out success in percent with its change since the base in points."""
-        return [f"{task} {100 * value:.1f} % ({100 * self.change[task]:+.1f})" for task, value in self.held_out.items()]
+        """Each task's held-out success with its change since the base: shares in percent and points."""
+        told = {task: self.told(task) for task in self.held_out}
+        return [f"{task} {score} ({change})" for task, (_, score, change) in told.items()]
+
+    def told(self, task: str) -> tuple[Measure, str, str]:
+        """What a task's evaluations count, the latest with its unit, and its change since the base."""
+        measure = self.measures[task]
+        unit = " %" if measure.is_share else ""
+        return measure, measure.told(self.held_out[task]) + unit, measure.told(self.change[task], "+")
 
 
 class Progress:
@@ -173,10 +183,10 @@ class Progress:
         task, strict = str(row["task"]), _number(row.get("strict"))
         if self._live is None and strict is not None:
             label = str(row.get("label") or f"iteration {row.get('iteration')}")
-            change = 100 * self.reading.change[task]
-            # Rows without it are of success, which needs no name.
-            what = "" if (name := str(row.get("success") or STRICT)) == STRICT else f" {measure_name(name)}"
-            self._print(f"{label}: held-out {task}{what} {100 * strict:.1f} % of {row.get('count')} ({change:+.1f})")
+            measure, score, change = self.reading.told(task)
+            # Strict success needs no name.
+            what = task if measure.success == STRICT else f"{task} {measure.name}"
+            self._print(f"{label}: held-out {what} {score} of {row.get('count')} ({change})")
 
     def warn(self, text: str) -> None:
         """Say something that has to be seen, above the display where there is one."""

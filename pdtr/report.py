@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
+from typing import Literal
 
-from pdtr.evaluate import STRICT, measure_name
+from pdtr.measures import STRICT, Measure
 from pdtr.report_data import TASK_NAMES, read_run
 from pdtr.report_matrix import Cell, Row, interference_rows
 from pdtr.statistics import Interval
@@ -52,7 +52,10 @@ def interference_table(run_folder: Path) -> list[Row]:
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """The interference matrix as plain text, in percent and points; ``*`` where a difference's interval clears 0."""
+    """The interference matrix as plain text; ``*`` where a difference's interval clears 0.
+
+    Shares are in percent, their differences in points; mean rewards are on their own scale.
+    """
     tasks = list(dict.fromkeys(task for row in rows for task in row["cells"]))
     named = {task: _measures(rows, task) for task in tasks}
     heads = [f"{TASK_NAMES.get(task, task)}{f' ({measure})' if measure else ''}" for task, measure in named.items()]
@@ -61,29 +64,30 @@ def format_table(rows: Sequence[Row]) -> str:
         cells = [row["cells"].get(task) for task in tasks]
         lines.append([row["label"], *(_score(cell) for cell in cells)])
         if index > 1:
-            lines.append(["  over the row before", *(_change(cell and cell["over_previous"]) for cell in cells)])
+            lines.append(["  over the row before", *(_change(cell, "over_previous") for cell in cells)])
         if index > 0:
-            lines.append(["  over base", *(_change(cell and cell["over_base"]) for cell in cells)])
+            lines.append(["  over base", *(_change(cell, "over_base") for cell in cells)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(tasks) + 1)]
     text = ["  ".join(entry.ljust(width) for entry, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    what = "scores" if any(named.values()) else "strict success"
-    return "\n".join([f"Held-out {what} in %, with 95 % intervals; * where a change clears 0", *text])
+    what = "scores" if any(named.values()) else "strict success in %"
+    return "\n".join([f"Held-out {what}, with 95 % intervals; * where a change clears 0", *text])
 
 
 def _measures(rows: Sequence[Row], task: str) -> str:
     """What a task's scores are of; empty where all are strict success."""
     found = {cell["success"] for row in rows if (cell := row["cells"].get(task)) is not None}
-    return "" if found <= {STRICT} else ", ".join(sorted(map(measure_name, found)))
+    return "" if found <= {STRICT} else ", ".join(sorted(Measure(success).axis for success in found))
 
 
 def _score(cell: Cell | None) -> str:
-    return "not measured" if cell is None else _percent(cell["score"], "")
+    return "not measured" if cell is None else _told(cell, cell["score"], "")
 
 
-def _change(found: Interval | None) -> str:
-    return "" if found is None else _percent(found, "+") + (" *" if found.sign else "")
+def _change(cell: Cell | None, over: Literal["over_previous", "over_base"]) -> str:
+    found = None if cell is None else cell[over]
+    return "" if cell is None or found is None else _told(cell, found, "+") + (" *" if found.sign else "")
 
 
-def _percent(found: Interval, sign: str) -> str:
-    value, low, high = ("–" if math.isnan(part) else f"{round(100 * part, 1) + 0.0:{sign}.1f}" for part in found)
+def _told(cell: Cell, found: Interval, sign: str) -> str:
+    value, low, high = (Measure(cell["success"]).told(part, sign) for part in found)
     return f"{value} [{low}, {high}]"

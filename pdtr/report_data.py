@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pdtr.evaluate import HELD_OUT, REWARD, STRICT, measure_name
+from pdtr.evaluate import HELD_OUT
 from pdtr.logbook import EVALUATION_FOLDER, EVALUATIONS, METRICS, read_evaluations, read_metrics, read_scores
+from pdtr.measures import REWARD, STRICT, Measure
 from pdtr.statistics import Interval, paired_bootstrap
 from pdtr.tasks import TRAINED
 
@@ -96,10 +97,10 @@ class RunRecord:
                 found.setdefault(name, []).append(entry)
         return found
 
-    def measure(self, task: str) -> str:
-        """What counts as success in a task's evaluations, in words."""
+    def measure(self, task: str) -> Measure:
+        """What counts as success in a task's evaluations."""
         rows = [row for row in self.evaluations if row.get("task") == task]
-        return measure_name(success_of(rows[-1]) if rows else STRICT)
+        return Measure(success_of(rows[-1]) if rows else STRICT)
 
     def note(self, problem: str) -> None:
         """Note a problem once."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pdtr.measures import Measure
 from pdtr.panel import agreement
 from pdtr.report_data import TASK_NAMES, RunRecord, by_id
 from pdtr.statistics import Interval, mean_interval, success_interval
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 # Distinguishable with every common colour-vision deficiency (Okabe & Ito).
 TASK_COLORS = {"edit": "#0072b2", "t2i": "#d55e00"}
 LABEL_COLORS = ("#8a94a6", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9")
+# Of a row of a small figure's legend, the lines beside them left out.
+_LEGEND_LETTERS = 36
 _STAGE_TINTS = ("#eef4fb", "#fdf3ea", "#eef8f3", "#f8eff5")
 _STYLE = {
     "svg.fonttype": "none",
@@ -46,23 +50,23 @@ def held_out_curve(run: RunRecord, task: str) -> str:
     """Held-out success over iterations: the tune set's curve with its interval, the final set's points."""
     with _style():
         figure, axes = _axes(run, (5.6, 3.1))
-        color = TASK_COLORS.get(task, LABEL_COLORS[3])
+        color, measure = TASK_COLORS.get(task, LABEL_COLORS[3]), run.measure(task)
         tune = [row for row in run.evaluations if row.get("task") == task and row.get("set") == "tune"]
         points = [(int(row["iteration"]), _interval(run, row)) for row in tune]
         if points:
             x = [iteration for iteration, _ in points]
-            y = 100 * np.array([interval for _, interval in points])
+            y = measure.factor * np.array([interval for _, interval in points])
             axes.fill_between(x, y[:, 1], y[:, 2], color=color, alpha=0.15, linewidth=0)
             axes.plot(x, y[:, 0], color=color, marker="o", markersize=3, label="tuning prompts")
         finals = [row for row in run.evaluations if row.get("task") == task and row.get("set") == "final"]
         for index, row in enumerate(finals):
-            value, low, high = (100 * part for part in _interval(run, row))
+            value, low, high = (measure.factor * part for part in _interval(run, row))
             error = [[max(value - low, 0)], [max(high - value, 0)]]
             label = "final prompts" if index == 0 else None
             place = int(row["iteration"])
             # Not clipped: the base and the last stage lie on the axes' edges.
             axes.errorbar(place, value, error, fmt="D", color="#2b3445", markersize=5, label=label, clip_on=False)
-        axes.set_ylabel(f"{run.measure(task)}, %")
+        axes.set_ylabel(measure.axis)
         if points or finals:
             axes.legend(loc="best", fontsize=8)
         return _svg(figure)
@@ -119,8 +123,11 @@ def agreement_curve(run: RunRecord, task: str, rivals: Mapping[str, Sequence[Map
 
 def metric_curve(run: RunRecord, names: Mapping[str, str]) -> str:
     """Curves of some metrics over iterations in one small figure; ``names`` gives each its legend."""
+    num_columns = max(1, min(3, _LEGEND_LETTERS // max(map(len, names.values()))))
+    num_rows = math.ceil(len(names) / num_columns)
     with _style():
-        figure, axes = _axes(run, (3.6, 2.1))
+        # Two rows of the legend fit above the axes; for more the figure grows.
+        figure, axes = _axes(run, (3.6, 2.1 + 0.19 * max(0, num_rows - 2)))
         for index, (name, label) in enumerate(names.items()):
             x, y = series(run, name)
             color = TASK_COLORS.get(name.rpartition("/")[2], LABEL_COLORS[(index + 1) % len(LABEL_COLORS)])
@@ -131,11 +138,11 @@ def metric_curve(run: RunRecord, names: Mapping[str, str]) -> str:
         if len(values) == 1:
             axes.set_yticks(values, [f"{values[0]:.4g}"])
         if len(names) > 1:
-            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=8, columnspacing=1.2)
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=num_columns, fontsize=8, columnspacing=1.2)
         return _svg(figure)
 
 
-def skill_figure(skills: Sequence[str], columns: Mapping[str, Mapping[str, Any]], measure: str) -> str:
+def skill_figure(skills: Sequence[str], columns: Mapping[str, Mapping[str, Any]], measure: Measure) -> str:
     """Success by skill, a dot with its interval for each moment; ``columns`` has scores a prompt by label."""
     from matplotlib.figure import Figure
 
@@ -145,7 +152,7 @@ def skill_figure(skills: Sequence[str], columns: Mapping[str, Mapping[str, Any]]
         offsets = np.linspace(-0.22, 0.22, len(columns)) if len(columns) > 1 else np.zeros(1)
         for index, (label, scores) in enumerate(columns.items()):
             found = [success_interval(list(by_id(scores, skill).values())) for skill in skills]
-            values = 100 * np.array(found).reshape(-1, 3)
+            values = measure.factor * np.array(found).reshape(-1, 3)
             errors = np.abs(values[:, 1:] - values[:, :1]).T
             y = np.arange(len(skills)) + offsets[index]
             color = LABEL_COLORS[index % len(LABEL_COLORS)]
@@ -154,8 +161,9 @@ def skill_figure(skills: Sequence[str], columns: Mapping[str, Mapping[str, Any]]
             )
         axes.set_yticks(range(len(skills)), [skill or "(none)" for skill in skills])
         axes.invert_yaxis()
-        axes.set_xlim(-2, 102)
-        axes.set_xlabel(f"{measure}, %")
+        if measure.is_share:
+            axes.set_xlim(-2, 102)
+        axes.set_xlabel(measure.axis)
         axes.grid(visible=False, axis="y")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, fontsize=8.5)
         return _svg(figure)

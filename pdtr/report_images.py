@@ -22,7 +22,7 @@ def grids(run: RunRecord) -> str:
     parts = [part for task in run.tasks if (part := _task_grid(run, task))]
     if not parts:
         return ""
-    measures = ", ".join(dict.fromkeys(run.measure(task) for task in run.tasks))
+    measures = ", ".join(dict.fromkeys(run.measure(task).name for task in run.tasks))
     note = f"The first held-out prompts, not chosen; the same noise at every moment. Ticks: {escape(measures)}."
     return f'<h2>Before and after</h2><p class="note">{note}</p>{"".join(parts)}'
 

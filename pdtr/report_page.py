@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from pdtr import report_figures as figures
+from pdtr.measures import Measure
 from pdtr.progress import duration
 from pdtr.report_data import BASE, TASK_NAMES, RunRecord, by_id, difference
 from pdtr.report_images import grids
@@ -48,23 +49,18 @@ def body(run: RunRecord, rows: list[Row]) -> str:
     return "\n".join([sections[0], _problems(run), *sections[1:], _facts(run)])
 
 
-def percent(value: float) -> str:
-    """A share in percent with one decimal; a dash where it is not known."""
-    return "–" if math.isnan(value) else f"{100 * value:.1f}"
+def shown(measure: Measure, value: float, sign: str = "") -> str:
+    """A value of a measure, or a difference with the sign "+"; a real minus sign."""
+    return measure.told(value, sign).replace("-", "−")
 
 
-def points(value: float) -> str:
-    """A signed difference of shares in points; a real minus sign."""
-    # Adding 0 keeps what rounds to 0 from being shown as -0.0.
-    return "–" if math.isnan(value) else f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "−")
-
-
-def change(found: Interval | None, what: str) -> str:
+def change(measure: Measure, found: Interval | None, what: str) -> str:
     """A difference with its interval, coloured where the interval clears 0."""
     if found is None or math.isnan(found.value):
         return ""
     kind = {1: " up", 0: "", -1: " down"}[found.sign]
-    text = f"{points(found.value)} [{points(found.low)}, {points(found.high)}] {what}"
+    value, low, high = (shown(measure, part, "+") for part in found)
+    text = f"{value} [{low}, {high}] {what}"
     return f'<span class="change{kind}">{escape(text)}</span>'
 
 
@@ -91,12 +87,14 @@ def _hero(run: RunRecord, task: str, cells: list[Cell | None]) -> str:
     if not known:
         return f'<div class="card hero"><div class="name">{task_name(task)}</div><div>not measured yet</div></div>'
     first, last = known[0], known[-1]
-    numbers = percent(last["score"].value)
+    measure = run.measure(task)
+    numbers = shown(measure, last["score"].value)
     if len(known) > 1:
-        numbers = f"{percent(first['score'].value)} → {numbers}"
+        numbers = f"{shown(measure, first['score'].value)} → {numbers}"
+    unit = " <small>%</small>" if measure.is_share else ""
     return (
-        f'<div class="card hero"><div class="name">{task_name(task)}, held-out {escape(run.measure(task))}</div>'
-        f'<div class="numbers">{numbers} <small>%</small></div>{change(last["over_base"], "over base")}</div>'
+        f'<div class="card hero"><div class="name">{task_name(task)}, held-out {escape(measure.name)}</div>'
+        f'<div class="numbers">{numbers}{unit}</div>{change(measure, last["over_base"], "over base")}</div>'
     )
 
 
@@ -108,45 +106,44 @@ def _problems(run: RunRecord) -> str:
 
 
 def _matrix(run: RunRecord, rows: list[Row]) -> str:
-    measures = {task: escape(run.measure(task)) for task in run.tasks}
+    measures = {task: escape(run.measure(task).axis) for task in run.tasks}
     head = "".join(f'<th>{task_name(task)}<div class="dim">{what}</div></th>' for task, what in measures.items())
     lines = []
     for row in rows:
         when = "not measured yet" if row["iteration"] is None else f"iteration {row['iteration']}"
         label = f'<th scope="row">{escape(row["label"])}<div class="dim">{when}</div></th>'
         cells = "".join(
-            _matrix_cell(row["cells"][task], row is rows[1] if len(rows) > 1 else False) for task in run.tasks
+            _matrix_cell(run.measure(task), row["cells"][task], len(rows) > 1 and row is rows[1]) for task in run.tasks
         )
         lines.append(f"<tr>{label}{cells}</tr>")
     return (
         "<h2>What each stage did to each task</h2>"
-        '<p class="note">Scores on held-out prompts that were never used for choosing, in percent, with 95 % intervals '
-        "(Wilson’s where each is 0 or 1, the bootstrap’s elsewhere). Differences are in points over the same prompts "
-        "with the same noise, with 95 % paired "
-        "bootstrap intervals; they are coloured where the interval clears 0.</p>"
+        '<p class="note">Scores on held-out prompts that were never used for choosing, with 95 % intervals (Wilson’s '
+        "where each is 0 or 1, the bootstrap’s elsewhere). Differences, of percentages in points, are over the same "
+        "prompts with the same noise, with 95 % paired bootstrap intervals; they are coloured where the interval "
+        "clears 0.</p>"
         f'<div class="card scroll"><table><thead><tr><th></th>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 
-def _matrix_cell(cell: Cell | None, is_second: bool) -> str:
+def _matrix_cell(measure: Measure, cell: Cell | None, is_second: bool) -> str:
     """``is_second``: the row before is the base, so that one difference says both."""
     if cell is None:
         return '<td class="dim">not measured yet</td>'
-    score = cell["score"]
+    value, low, high = (shown(measure, part) for part in cell["score"])
     missing = f", {cell['missing']} missing" if cell["missing"] else ""
-    previous = "" if is_second and cell["over_base"] else change(cell["over_previous"], "over the row before")
+    previous = "" if is_second and cell["over_base"] else change(measure, cell["over_previous"], "over the row before")
     return (
-        f'<td><span class="value">{percent(score.value)}</span> '
-        f'<span class="range">[{percent(score.low)}, {percent(score.high)}]'
+        f'<td><span class="value">{value}</span> <span class="range">[{low}, {high}]'
         f" of {cell['count']} prompts{missing}</span><br>"
-        f"{previous}{change(cell['over_base'], 'over base')}</td>"
+        f"{previous}{change(measure, cell['over_base'], 'over base')}</td>"
     )
 
 
 def _curves(run: RunRecord) -> str:
     held_out = [
-        captioned(f"{TASK_NAMES.get(task, task)}: held-out {run.measure(task)}", figures.held_out_curve(run, task))
+        captioned(f"{TASK_NAMES.get(task, task)}: held-out {run.measure(task).name}", figures.held_out_curve(run, task))
         for task in run.tasks
         if any(row.get("task") == task for row in run.evaluations)
     ]
@@ -176,19 +173,19 @@ def _task_skills(run: RunRecord, task: str) -> str:
     skills = list(dict.fromkeys(skill for scores in columns.values() for skill in scores["skills"]))
     if not any(skills):
         return ""
-    last = list(columns)[-1]
+    last, measure = list(columns)[-1], run.measure(task)
     lines = []
     for skill in skills:
         rates = [success_interval(list(by_id(scores, skill).values())).value for scores in columns.values()]
-        cells = "".join(f"<td>{percent(rate)}</td>" for rate in rates)
+        cells = "".join(f"<td>{shown(measure, rate)}</td>" for rate in rates)
         if BASE in columns and last != BASE:
-            over = change(difference(by_id(columns[last], skill), by_id(columns[BASE], skill)), "")
+            over = change(measure, difference(by_id(columns[last], skill), by_id(columns[BASE], skill)), "")
             cells += f"<td>{over}</td>"
         lines.append(f"<tr><td>{escape(skill) or '(none)'}</td>{cells}</tr>")
     head = "".join(f"<th>{escape(label)}</th>" for label in columns)
     head += "<th>change over base</th>" if BASE in columns and last != BASE else ""
     table = f"<table><thead><tr><th>skill</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-    svg = figures.skill_figure(skills, columns, run.measure(task))
+    svg = figures.skill_figure(skills, columns, measure)
     return f'<div class="card"><h3>{task_name(task)}</h3>{svg}<div class="scroll">{table}</div></div>'
 
 

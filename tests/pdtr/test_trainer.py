@@ -500,16 +500,19 @@ def test_what_counts_as_success_is_named(tmp_path: Path, tiny_policy: ScenesPoli
         return Scores(redness(images, prompts), {"strict_not_comparable": np.ones(len(images), np.float32)})
 
     tasks = make_tasks(detected)
-    for success, name in (("strict_not_comparable", "strict not comparable"), ("strict", "mean reward")):
+    # A mean reward is no share of anything, and told as it is.
+    kinds = {"strict_not_comparable": ("strict not comparable", ", %"), "strict": ("mean reward", "")}
+    for success, (name, unit) in kinds.items():
         config = make_config(tmp_path / success, SingleTask("t2i", 1))
         task = replace(tasks["t2i"], success=success)
         stream = io.StringIO()
         Trainer(config, {"t2i": task}, tiny_policy, Progress(config, Console(file=stream, width=300))).train()
-        assert f"held-out t2i {name}" in stream.getvalue()
+        told = r"100\.0 % of" if unit else r"-?0\.\d{3} of"
+        assert re.search(f"held-out t2i {name} {told}", stream.getvalue())
         page = write_report(config.output_dir).read_text().lower()
         assert f"held-out {name}" in page
         assert "strict success" not in page
-        assert f"Text-to-image ({name})" in format_table(interference_table(config.output_dir))
+        assert f"Text-to-image ({name}{unit})" in format_table(interference_table(config.output_dir))
 
 
 def test_prompts_that_do_not_fill_chunks_are_refused_at_construction() -> None:
