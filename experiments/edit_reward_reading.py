@@ -59,8 +59,23 @@ class RenderedEdit:
 
 def rendered_edits(rng: np.random.Generator, count: int, grid: int) -> list[RenderedEdit]:
     """Draw ``count`` edits or a few less, with cells of a grid of ``grid`` by ``grid``."""
-    tasks = [sample_edit(rng, "held_out" if rng.random() < _HELD_OUT_SHARE else "train") for _ in range(count)]
-    kinds = [str(kind) for kind in rng.choice(list(_KINDS), count, p=list(_KINDS.values()))]
+    return [edit for edit in _candidates(rng, _tasks(rng, count), grid) if edit is not None]
+
+
+def rendered_pairs(rng: np.random.Generator, count: int, grid: int) -> list[tuple[RenderedEdit, RenderedEdit]]:
+    """Draw ``count`` pairs of edits of one picture by one instruction, or a few less."""
+    found = _candidates(rng, [task for task in _tasks(rng, count) for _ in range(2)], grid)
+    pairs = zip(found[::2], found[1::2], strict=True)
+    return [(first, second) for first, second in pairs if first is not None and second is not None]
+
+
+def _tasks(rng: np.random.Generator, count: int) -> list[EditTask]:
+    return [sample_edit(rng, "held_out" if rng.random() < _HELD_OUT_SHARE else "train") for _ in range(count)]
+
+
+def _candidates(rng: np.random.Generator, tasks: Sequence[EditTask], grid: int) -> list[RenderedEdit | None]:
+    """An edit of each task; None for the few that the ground truth cannot judge: their source fulfils it already."""
+    kinds = [str(kind) for kind in rng.choice(list(_KINDS), len(tasks), p=list(_KINDS.values()))]
     scenes = [_jittered(rng, candidate(rng, task, kind)) for task, kind in zip(tasks, kinds, strict=True)]
     sources = render([task.source for task in tasks])
     images = render(scenes)
@@ -72,7 +87,9 @@ def rendered_edits(rng: np.random.Generator, count: int, grid: int) -> list[Rend
     values = {**found.components, "total": found.total}
     after = detected_cells(images, grid)
     return [
-        RenderedEdit(
+        None
+        if np.isnan(found.total[row])
+        else RenderedEdit(
             task.text,
             sources[row],
             images[row],
@@ -80,8 +97,6 @@ def rendered_edits(rng: np.random.Generator, count: int, grid: int) -> list[Rend
             _edit_cells(task, after[row], grid),
         )
         for row, task in enumerate(tasks)
-        # The ground truth cannot judge the few whose source fulfils the instruction already.
-        if not np.isnan(found.total[row])
     ]
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 PREPROCESSOR = "preprocessor_config.json"
 PICTURES = ("source", "image", "first", "second")
 """Placeholders that stand for a picture."""
-OTHER_TEMPLATES = ("scenes_yes_no.v1", "scenes_rubric.v1")
+OTHER_TEMPLATES = ("scenes_yes_no.v1", "scenes_rubric.v1", "scenes_better.v1")
 """What the judge is asked besides digits."""
 _TEMPORAL_PATCH = 2
 _MEAN = _STD = 0.5
@@ -135,6 +135,11 @@ class JudgeInputs:
         readout = self.template.readout
         assert isinstance(readout, LabelReadout)
         return [int(self._id(label)) for label in readout.labels]
+
+    @property
+    def pictures(self) -> list[str]:
+        """The template's placeholders of pictures, in order; one may come twice."""
+        return [name for name in self.template.placeholders if name in PICTURES]
 
     @property
     def grid(self) -> int:

@@ -51,7 +51,7 @@ class Options:
     """
 
     judge: JudgeRewards = field(default_factory=JudgeRewards)
-    templates: tuple[str, ...] = ("scenes_yes_no.v1", "scenes_rubric.v1", "pairwise_edit.v1")
+    templates: tuple[str, ...] = ("scenes_yes_no.v1", "scenes_rubric.v1", "scenes_better.v1")
     data: Path = Path("runs/edit_reward/data")
     split: str = "test"
     num_edits: int = 2000
