@@ -108,9 +108,10 @@ def agreement(trained: NDArray[Any], held_out: NDArray[Any]) -> float:
 def hacking_alarm(history: Sequence[Mapping[str, Any]], name: str = "") -> str:
     """Say so where the trained reward rises while the held-out one falls; empty where it does not.
 
-    The last evaluation is compared with the one whose held-out reward was best so far, prompt by prompt: the alarm
-    goes off where the 95 % paired bootstrap interval of the held-out reward's change lies below 0 and that of the
-    trained one's above.
+    The last evaluation is compared with the one whose held-out reward was best so far, and with the first, prompt by
+    prompt: the alarm goes off where the 95 % paired bootstrap interval of the held-out reward's change lies below 0 and
+    that of the trained one's above. With the first too, because a reward that is hacked fast has risen by the time that
+    the held-out one is best, and then stands while that one falls (LOG.md, 2026-11-28).
 
     Args:
         history: evaluations of one task on the same prompts, in order, each with "iteration", and "trained" and
@@ -123,14 +124,14 @@ def hacking_alarm(history: Sequence[Mapping[str, Any]], name: str = "") -> str:
     means = [mean(entry["reward"]) for entry in before]
     if all(np.isnan(means)):
         return ""
-    best = before[int(np.nanargmax(means))]
-    held_out = paired_bootstrap(last["reward"], best["reward"])
-    trained = paired_bootstrap(last["trained"], best["trained"])
-    if not (held_out.high < 0 < trained.low):
-        return ""
     which = f" ({name})" if name else ""
-    return (
-        f"since iteration {best['iteration']} the trained reward rose by {trained.value:.3f} "
-        f"[{trained.low:.3f}, {trained.high:.3f}] and the held-out one{which} fell by {-held_out.value:.3f} "
-        f"[{-held_out.high:.3f}, {-held_out.low:.3f}]: the reward is being hacked"
-    )
+    for since in (before[int(np.nanargmax(means))], before[0]):
+        held_out = paired_bootstrap(last["reward"], since["reward"])
+        trained = paired_bootstrap(last["trained"], since["trained"])
+        if held_out.high < 0 < trained.low:
+            return (
+                f"since iteration {since['iteration']} the trained reward rose by {trained.value:.3f} "
+                f"[{trained.low:.3f}, {trained.high:.3f}] and the held-out one{which} fell by {-held_out.value:.3f} "
+                f"[{-held_out.high:.3f}, {-held_out.low:.3f}]: the reward is being hacked"
+            )
+    return ""

@@ -1,6 +1,7 @@
 """What gives a hacked reward away, by hand."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -72,6 +73,14 @@ def test_the_alarm_goes_off_where_the_rewards_part() -> None:
     found = hacking_alarm([moment(0, 0.2, 0.3), moment(10, 0.5, 0.6), moment(20, 0.9, 0.4)])
     assert "since iteration 10 the trained reward rose by 0.4" in found
     assert "held-out one fell by 0.2" in found
+
+
+def test_the_alarm_looks_back_to_the_start_too() -> None:
+    """The trained reward has risen by the time that the held-out one is best, and stands while that one falls."""
+    found = hacking_alarm([moment(0, 0.2, 0.5), moment(10, 0.6, 0.6), moment(20, 0.6, 0.1)])
+    assert re.search(r"since iteration 0 the trained reward rose by 0\.38.* held-out one fell by 0\.41", found)
+    # Whatever the trained reward did: a fall from the best alone, to no less than at the start, is none.
+    assert hacking_alarm([moment(0, 0.2, 0.3), moment(10, 0.6, 0.6), moment(20, 0.6, 0.4)]) == ""
 
 
 @pytest.mark.parametrize(
