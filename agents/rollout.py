@@ -186,9 +186,10 @@ def _rollout(
 
 def asks(observation: Mapping[str, Any]) -> Iterator[Ask]:
     """A batched observation of an image environment, one :class:`Ask` an environment."""
-    sources = observation.get("source_image")
+    one, several = observation.get("source_image"), observation.get("source_images")
     for index, text in enumerate(observation["prompt"]):
-        yield Ask(str(text), () if sources is None else (np.asarray(sources[index]),))
+        sources = [] if several is None else several[index]
+        yield Ask(str(text), tuple(map(np.asarray, sources if one is None else [one[index]])))
 
 
 def encode_asks(policy: FlowPolicy, chunk: Sequence[Ask]) -> Condition:

@@ -147,6 +147,9 @@ def _check_spaces(members: _Members) -> None:
     source = space.spaces.get("source_image")
     if source is not None and source != action:
         raise ValueError(f"observation_space['source_image']: expected the action's space, {action}, got {source}")
+    several = space.spaces.get("source_images")
+    if several is not None and several != Box(0, 255, (max(2, _num_sources(members)), *action.shape), np.uint8):
+        raise ValueError(f"observation_space['source_images']: expected two or more of {action}, got {several}")
 
 
 def _check_prompts(members: _Members) -> None:
@@ -160,8 +163,7 @@ def _check_prompts(members: _Members) -> None:
         if ids != [prompt.id for prompt in prompts]:
             raise ValueError(f"infos: expected the prompts' ids, {[p.id for p in prompts]}, got {ids}")
         for observation in observations:
-            if "source_image" in observation:
-                observation["source_image"][:] = 0
+            _observed_sources(observation)[:] = 0
         after = [image for prompt in prompts for image in prompt.source_images]
         if not all(np.array_equal(a, b) for a, b in zip(before, after, strict=True)):
             raise ValueError("source_image: expected an array of the observation's own, got the prompt's; copy it")
@@ -173,19 +175,32 @@ def _check_asked(observation: Observation, prompt: Prompt) -> None:
             f"reset(options={{'prompts': ...}}): expected to observe {prompt.text[:60]!r}, got "
             f"{str(observation['prompt'])[:60]!r}; ask for the prompts that were given, unchanged"
         )
-    if "source_image" in observation and not np.array_equal(observation["source_image"], prompt.source_images[0]):
+    sources = _observed_sources(observation)
+    if len(sources) and not np.array_equal(sources, np.stack(prompt.source_images)):
         raise ValueError("source_image: expected the prompt's own pixels, got others; hand them on unchanged")
 
 
+def _num_sources(members: _Members) -> int:
+    """Pictures that an observation has, by its space: those of ``source_images``, or ``source_image``, or none."""
+    spaces = members.observation_space.spaces
+    return int(spaces["source_images"].shape[0]) if "source_images" in spaces else int("source_image" in spaces)
+
+
+def _observed_sources(observation: Observation) -> NDArray[np.uint8]:
+    """A view of the pictures of an observation, [K, H, W, 3]."""
+    if "source_image" in observation:
+        return np.asarray(observation["source_image"])[None]
+    return np.asarray(observation.get("source_images", np.empty(0, np.uint8)))
+
+
 def _probes(members: _Members, start: int) -> list[Prompt]:
-    """Prompts of several scripts, with a random source image where one is observed."""
+    """Prompts of several scripts, with as many random source images as are observed."""
     rng = np.random.default_rng(start)
-    has_source = "source_image" in members.observation_space.spaces
-    shape = members.action_space.shape
+    shape, count = members.action_space.shape, _num_sources(members)
     return [
         Prompt(
             _TEXTS[(start + index) % len(_TEXTS)],
-            (rng.integers(0, 256, shape, np.uint8),) if has_source else (),
+            tuple(rng.integers(0, 256, (count, *shape), np.uint8)),
             {},
             f"probe/{start}/{index}",
         )

@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium.spaces import Box, Space
 
 from envs.base import ImageEnv, ImageVectorEnv, Observation, describe_array
-from envs.prompts import PromptPool
+from envs.prompts import PromptPool, SourcedPool
 from envs.spaces import UnicodeText, describe_text
 from rewards.base import Images, Prompt, Reward
 
@@ -18,8 +18,9 @@ class ImageEditingVectorEnv(ImageVectorEnv):
     """``pdtr/ImageEditing-v0`` for N instructions at once; see :class:`envs.base.ImageVectorEnv`.
 
     The observation adds ``source_image``, uint8 [N, H, W, 3]: the prompt's own picture at first, and after each step
-    the image that was just handed in. With ``num_turns`` above 1 the episode goes on that many steps, and each turn is
-    scored against that turn's source.
+    the image that was just handed in. Where the pool's prompts have K > 1 pictures (:class:`envs.prompts.SourcedPool`)
+    it is ``source_images``, uint8 [N, K, H, W, 3]: the first one is edited, turn after turn, the others stay.
+    With ``num_turns`` above 1 the episode goes on that many steps, and each turn is scored against that turn's source.
 
     What is asked for in turn k > 1 is ``prompt.metadata["turns"][k - 2]``, a mapping with ``"prompt"`` and whatever
     metadata the reward needs for that turn (nothing is inherited). Where the list is absent or at its end, the
@@ -32,7 +33,7 @@ class ImageEditingVectorEnv(ImageVectorEnv):
         prompts: where prompts come from; the embedded world's training instructions unless given.
         image_size: (H, W) in pixels, of sources and results.
         num_turns: steps in an episode.
-        render_mode: ``"rgb_array"``, ``"human"`` or None; a frame shows the turn's source beside the result.
+        render_mode: ``"rgb_array"``, ``"human"`` or None; a frame shows the turn's sources beside the result.
 
     Raises:
         ValueError: an argument is not as described.
@@ -58,6 +59,7 @@ class ImageEditingVectorEnv(ImageVectorEnv):
 
             prompts = ScenesPool("edit")
         self.num_turns = num_turns
+        self.num_sources = max(1, prompts.num_sources) if isinstance(prompts, SourcedPool) else 1
         self._turn = 1
         self._begun: tuple[Prompt, ...] = ()
         self._before: Images | None = None
@@ -66,30 +68,39 @@ class ImageEditingVectorEnv(ImageVectorEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """See :meth:`envs.base.ImageVectorEnv.reset`; every prompt has one source image of the size [H, W]."""
+        """See :meth:`envs.base.ImageVectorEnv.reset`; every prompt has as many sources as the pool's, of [H, W]."""
         self._turn, self._before = 1, None
         result = super().reset(seed=seed, options=options)
         self._begun = self._asked
         return result
 
     def _extra_spaces(self) -> dict[str, Space[Any]]:
-        return {"source_image": Box(0, 255, self.image_shape, np.uint8)}
+        if self.num_sources == 1:
+            return {"source_image": Box(0, 255, self.image_shape, np.uint8)}
+        return {"source_images": Box(0, 255, (self.num_sources, *self.image_shape), np.uint8)}
 
     def _sources(self) -> Images:
-        return np.stack([prompt.source_images[0] for prompt in self._asked])
+        """[N, K, H, W, 3]."""
+        return np.stack([np.stack(prompt.source_images) for prompt in self._asked])
 
     def _observe(self) -> Observation:
-        return {"prompt": tuple(prompt.text for prompt in self._asked), "source_image": self._sources()}
+        sources = self._sources()
+        seen = {"source_image": sources[:, 0]} if self.num_sources == 1 else {"source_images": sources}
+        return {"prompt": tuple(prompt.text for prompt in self._asked), **seen}
 
     def _check_prompt(self, prompt: Prompt, where: str) -> None:
-        images = prompt.source_images
-        fits = len(images) == 1 and isinstance(images[0], np.ndarray)
-        if not fits or images[0].dtype != np.uint8 or images[0].shape != self.image_shape:
-            got = describe_array(images[0]) if len(images) == 1 else f"{len(images)} images"
+        images, count = prompt.source_images, "one" if self.num_sources == 1 else str(self.num_sources)
+        if len(images) != self.num_sources:
             raise ValueError(
-                f"{where}.source_images: expected one, uint8 {list(self.image_shape)}, got {got}; "
-                "resize the picture, or set image_size"
+                f"{where}.source_images: expected {count}, uint8 {list(self.image_shape)}, got {len(images)} images; "
+                "the pool says how many (num_sources)"
             )
+        for image in images:
+            if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != self.image_shape:
+                raise ValueError(
+                    f"{where}.source_images: expected {count}, uint8 {list(self.image_shape)}, got "
+                    f"{describe_array(image)}; resize the picture, or set image_size"
+                )
         if self.num_turns > 1:
             check_turns(prompt, where, self.text_space)
 
@@ -112,11 +123,11 @@ class ImageEditingVectorEnv(ImageVectorEnv):
             turn = turns[self._turn - 2]
             text, metadata = turn["prompt"], {key: value for key, value in turn.items() if key != "prompt"}
         group = f"{begun.group}/turn{self._turn}" if begun.group else ""
-        return Prompt(text, (image,), metadata, f"{begun.id}/turn{self._turn}", group)
+        return Prompt(text, (image, *prompt.source_images[1:]), metadata, f"{begun.id}/turn{self._turn}", group)
 
     def _frame(self, index: int) -> Images:
-        before = self._before[index] if self._before is not None else self._asked[index].source_images[0]
-        return np.concatenate([before, self._canvas(index)], axis=1)
+        before = self._asked[index].source_images if self._before is None else self._before[index]
+        return np.concatenate([*before, self._canvas(index)], axis=1)
 
 
 class ImageEditingEnv(ImageEnv):

@@ -46,6 +46,16 @@ class PromptPool(Protocol):
         ...
 
 
+@runtime_checkable
+class SourcedPool(PromptPool, Protocol):
+    """A pool that says how many pictures its prompts have; editing expects one each of a pool that does not."""
+
+    @property
+    def num_sources(self) -> int:
+        """Source images of every prompt."""
+        ...
+
+
 @dataclass(frozen=True)
 class FixedPool:
     """A list of prompts. Within a draw none comes twice before all have come once.
@@ -61,6 +71,11 @@ class FixedPool:
     def __post_init__(self) -> None:
         if not self.prompts:
             raise ValueError("prompts: expected at least one prompt, got none")
+
+    @property
+    def num_sources(self) -> int:
+        """See :class:`SourcedPool`; where they differ the largest number, which the others then lack."""
+        return max(len(prompt.source_images) for prompt in self.prompts)
 
     def draw(self, rng: np.random.Generator, count: int, difficulty: tuple[float, float] = (0.0, 1.0)) -> list[Prompt]:
         """See :class:`PromptPool`."""

@@ -81,6 +81,7 @@ class PromptFileTasks:
         edit_held_out_reward: that of editing.
         image_root: folder that pictures' paths start from; each file's own when empty.
         image_size: height and width in pixels; sources are cropped in the middle and resized.
+        edit_sources: pictures of an instruction, for models that take several; rows with another number are left out.
         success: the reward's component that evaluations count as success; its total where it has none of the name.
         seed: of the choice of held-out prompts.
     """
@@ -95,12 +96,16 @@ class PromptFileTasks:
     edit_held_out_reward: str = ""
     image_root: Path | None = None
     image_size: tuple[int, int] = (512, 512)
+    edit_sources: int = 1
     success: str = "strict"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.image_size) < 1 or self.seed < 0:
-            raise ValueError(f"expected image_size and seed of 1 and 0 or more, got {self.image_size} and {self.seed}")
+        if min(*self.image_size, self.edit_sources) < 1 or self.seed < 0:
+            raise ValueError(
+                "expected image_size, edit_sources and seed of 1, 1 and 0 or more, got "
+                f"{self.image_size}, {self.edit_sources} and {self.seed}"
+            )
 
     def make_tasks(
         self, evaluation: EvaluationConfig, rewards: Mapping[str, Reward] | None = None, /
@@ -189,7 +194,9 @@ class PromptFileTasks:
         from envs.data.records import RecordSet
 
         kind: Literal["t2i_prompt", "edit_prompt"] = "t2i_prompt" if task == "t2i" else "edit_prompt"
-        pool = prompts_from_records(RecordSet((str(path),), image_root=self.image_root), kind, self.image_size)
+        count = self.edit_sources if task == "edit" else None
+        records = RecordSet((str(path),), image_root=self.image_root)
+        pool = prompts_from_records(records, kind, self.image_size, num_sources=count)
         if pool.problems.num_bad:
             counts = f"{pool.problems.num_bad} of {pool.problems.num_rows} rows"
             logger.warning("%s: %s are left out; the first: %s", path, counts, pool.problems.first[0])

@@ -23,16 +23,17 @@ _MOST_HELD = 2**16
 
 @dataclass(frozen=True)
 class _Entry:
-    """A row that looks good: where it is, the row itself if it is small, and what a held-out set may not share."""
+    """A row that looks good: where, the row itself if it is small, what a held-out set may not share, pictures."""
 
     place: Place
     row: Row | None
     difficulty: float | None
     likeness: str
+    num_sources: int
 
 
 class RecordPool:
-    """A pool of the prompts in files; satisfies ``envs.prompts.PromptPool``. Made by :func:`prompts_from_records`.
+    """A pool of the prompts in files; satisfies ``envs.prompts.SourcedPool``. Made by :func:`prompts_from_records`.
 
     Within a draw none comes twice before all have come once. A picture that turns out damaged when it is decoded is
     counted, and the next prompt comes in its place.
@@ -51,6 +52,11 @@ class RecordPool:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def num_sources(self) -> int:
+        """See :class:`envs.prompts.SourcedPool`; where rows differ the largest number, which the others then lack."""
+        return max(entry.num_sources for entry in self._entries)
 
     def draw(self, rng: np.random.Generator, count: int, difficulty: tuple[float, float] = (0.0, 1.0)) -> list[Prompt]:
         """See :class:`envs.prompts.PromptPool`."""
@@ -140,6 +146,7 @@ def prompts_from_records(
     kind: Literal["t2i_prompt", "edit_prompt"],
     image_size: Size | None = None,
     limits: Limits = Limits(),  # noqa: B008 (frozen)
+    num_sources: int | None = None,
 ) -> RecordPool:
     """The prompts of a data set: texts, or instructions with the pictures to edit; no target is needed.
 
@@ -151,6 +158,7 @@ def prompts_from_records(
         kind: what the prompts are for.
         image_size: (height, width) that pictures are cropped and resized to; None leaves them as they are.
         limits: what a row may cost.
+        num_sources: pictures to edit of a row; one with another number is a bad row. None is any number.
 
     Raises:
         FileNotFoundError: a path or a glob finds nothing.
@@ -164,7 +172,7 @@ def prompts_from_records(
         for number, row in files.rows(shard):
             problems.num_rows += 1
             try:
-                entries.append(_entry(files, row, shard, number))
+                entries.append(_entry(files, row, (shard, number), num_sources))
             except BadRowError as error:
                 problems.add(files.shards[shard].path, number, error)
         if len(entries) == before:
@@ -187,7 +195,8 @@ def _resized(image: Images, size: Size | None) -> Images:
     return image if size is None else cropped(image, crop_box(image.shape[:2], size), size)
 
 
-def _entry(files: RecordFiles, row: Row, shard: int, number: int) -> _Entry:
+def _entry(files: RecordFiles, row: Row, place: tuple[int, int], num_sources: int | None) -> _Entry:
+    (shard, number), count = place, 0
     values = row.values()
     names = files.data.fields.resolve(tuple(values), files.kind)
     likeness = hashlib.sha256()
@@ -196,10 +205,13 @@ def _entry(files: RecordFiles, row: Row, shard: int, number: int) -> _Entry:
             encoded = picture_bytes(picture, files.root(shard), files.limits, name)
             check_picture(encoded, files.limits, name)
             likeness.update(encoded)
+            count += 1
+    if num_sources is not None and count != num_sources:
+        raise BadRowError(f"{num_sources} pictures to edit" if num_sources != 1 else "one picture to edit", str(count))
     text = files.text(values, names)
     if not names.sources:
         likeness.update(text.strip().lower().encode())
     given = values.get("difficulty")
     difficulty = float(given) if isinstance(given, int | float) else None
     kept = row if held_bytes(row) <= _MOST_HELD else None
-    return _Entry(Place(0, shard, number), kept, difficulty, likeness.hexdigest())
+    return _Entry(Place(0, shard, number), kept, difficulty, likeness.hexdigest(), count)

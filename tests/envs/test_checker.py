@@ -11,8 +11,10 @@ import envs
 from envs.checker import check_image_env
 from envs.denoising import DenoisingEnv
 from envs.image_editing import ImageEditingVectorEnv
+from envs.prompts import FixedPool
 from envs.text_to_image import TextToImageEnv, TextToImageVectorEnv
 from rewards.base import Images, Prompt
+from rewards.pixel import redness
 
 NAMES = sorted(name for name in gymnasium.registry if name.startswith("pdtr/"))
 
@@ -44,6 +46,28 @@ def test_several_turns_and_their_chains(num_turns: int) -> None:
     check_image_env(gymnasium.make("pdtr/Denoising-v0", outer=outer))
 
 
+@pytest.mark.parametrize("num_turns", [1, 2])
+def test_several_sources(num_turns: int) -> None:
+    pool = FixedPool([Prompt("a", tuple(np.full((3, 4, 4, 3), level, np.uint8))) for level in range(4)])
+    arguments: dict[str, Any] = {"prompts": pool, "reward": redness, "image_size": (4, 4), "num_turns": num_turns}
+    check_image_env(gymnasium.make("pdtr/ImageEditing-v0", **arguments))
+    check_image_env(gymnasium.make_vec("pdtr/ImageEditing-v0", num_envs=2, **arguments))
+
+
+class Fewer(ImageEditingVectorEnv):
+    """Shows the first of its sources alone."""
+
+    def _observe(self) -> dict[str, Any]:
+        observation = super()._observe()
+        return {**observation, "source_images": np.repeat(observation["source_images"][:, :1], 2, axis=1)}
+
+
+def test_a_source_that_is_left_out_is_noticed() -> None:
+    pool = FixedPool([Prompt("a", tuple(np.zeros((2, 4, 4, 3), np.uint8)))])
+    with pytest.raises(ValueError, match="source_image: expected the prompt's own pixels, got others"):
+        check_image_env(Fewer(2, redness, pool, (4, 4)))
+
+
 class Restarting(TextToImageVectorEnv):
     metadata = TextToImageVectorEnv.metadata | {"autoreset_mode": AutoresetMode.NEXT_STEP}
 
@@ -66,7 +90,7 @@ class Sharing(ImageEditingVectorEnv):
     """Hands out the prompt's own array."""
 
     def _sources(self) -> Images:
-        return self._asked[0].source_images[0][None]
+        return self._asked[0].source_images[0][None, None]
 
 
 class Scoring(TextToImageVectorEnv):

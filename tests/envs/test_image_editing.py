@@ -7,6 +7,7 @@ import pytest
 from gymnasium.error import ResetNeeded
 
 from envs.image_editing import ImageEditingEnv, ImageEditingVectorEnv
+from envs.prompts import FixedPool
 from envs.scenes.edits import sample_edit
 from envs.scenes.render import render
 from envs.scenes.suite import edit_prompts
@@ -120,6 +121,27 @@ def test_the_single_environment() -> None:
     assert env.step(observation["source_image"])[2] is False
     assert env.step(observation["source_image"])[2] is True
     assert info["prompt_id"].startswith("edit/train/")
+
+
+def test_several_sources_of_which_the_first_is_edited() -> None:
+    reward = Recorder()
+    prompts = [Prompt("a", (picture(10), picture(1))), Prompt("b", (picture(20), picture(2)))]
+    env = ImageEditingVectorEnv(2, reward, FixedPool(prompts), SIZE, num_turns=2, render_mode="rgb_array")
+    observation, _ = env.reset(options={"prompts": prompts})
+    assert observation in env.observation_space
+    assert observation["source_images"].shape == (2, 2, *SIZE, 3)
+    assert observation["source_images"][:, :, 0, 0, 0].tolist() == [[10, 1], [20, 2]]
+    observation, rewards, *_ = env.step(np.stack([picture(15), picture(50)]))
+    # The second turn edits what the first has made, and has the other picture still.
+    assert observation["source_images"][:, :, 0, 0, 0].tolist() == [[15, 1], [50, 2]]
+    assert rewards.tolist() == [5.0, 30.0]
+    _, rewards, *_ = env.step(np.stack([picture(16), picture(60)]))
+    assert rewards.tolist() == [1.0, 10.0]
+    assert [image.mean() for image in reward.asked[1][0].source_images] == [15, 1]
+    frame = (env.render() or ())[0]
+    assert frame[0, :: SIZE[1], 0].tolist() == [15, 1, 16]
+    with pytest.raises(ValueError, match=r"source_images: expected 2, uint8 \[4, 5, 3\], got 1 images; the pool says"):
+        env.reset(options={"prompts": [Prompt("a", (picture(1),))] * 2})
 
 
 def test_frames_show_the_source_beside_the_result() -> None:

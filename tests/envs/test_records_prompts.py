@@ -38,6 +38,22 @@ def test_edit_prompts_of_every_format_are_drawn_like_a_pool(tmp_path: Path, suff
     assert observation["source_image"].shape == (3, 16, 16, 3)
 
 
+def test_rows_with_another_number_of_pictures_are_left_out(tmp_path: Path) -> None:
+    pictures = [[png(1)], [png(2), png(3)], [png(4), png(5)], [png(6), png(7), png(8)]]
+    rows = [{"instruction": f"{n}", "input_image": entry} for n, entry in enumerate(pictures)]
+    write_rows(tmp_path / "set.parquet", rows)
+    data = RecordSet((str(tmp_path / "set.parquet"),))
+    assert prompts_from_records(data, "edit_prompt").num_sources == 3
+    pool = prompts_from_records(data, "edit_prompt", (16, 16), num_sources=2)
+    assert (len(pool), pool.num_sources, pool.problems.num_bad) == (2, 2, 2)
+    assert "expected 2 pictures to edit, got 1" in str(pool.problems.first[0])
+    env = ImageEditingVectorEnv(2, redness, pool, (16, 16))
+    observation, _ = env.reset(seed=0)
+    assert observation["source_images"].shape == (2, 2, 16, 16, 3)
+    (other,) = prompts_from_records(data, "edit_prompt", num_sources=1).first(9)
+    assert other.text == "0"
+
+
 def test_a_training_set_serves_as_prompts_too(tmp_path: Path) -> None:
     rows = [{"instruction": "turn", "input_image": png(1), "output_image": png(2)}]
     write_rows(tmp_path / "set.parquet", rows)

@@ -51,6 +51,21 @@ def test_held_out_prompts_are_taken_out(files: PromptFileTasks) -> None:
     assert all(prompt.source_images[0].shape == (48, 48, 3) for prompt in tasks["edit"].tune)
 
 
+def test_instructions_for_several_pictures(files: PromptFileTasks, tmp_path: Path) -> None:
+    rows = [{"instruction": f"turn {n}", "input_image": [png(n), png(n + 1)][: 1 + (n > 3)]} for n in range(20)]
+    write_rows(tmp_path / "pairs.parquet", rows)
+    pairs = replace(files, edit_prompts=tmp_path / "pairs.parquet", edit_sources=2)
+    task = pairs.make_tasks(EVALUATION)["edit"]
+    # Four rows with one picture are left out, seven are held out.
+    assert len(task.pool) == 9
+    assert {len(prompt.source_images) for prompt in (*task.tune, *task.final)} == {2}
+    for envs in (task.make_envs(3), task.make_envs(3, is_evaluation=True)):
+        observation, _ = envs[0].reset(options={"prompts": list(task.tune)})
+        assert observation["source_images"].shape == (3, 2, 48, 48, 3)
+    with pytest.raises(ValueError, match="edit_sources"):
+        replace(files, edit_sources=0)
+
+
 def test_held_out_prompts_of_a_file(files: PromptFileTasks, tmp_path: Path) -> None:
     (tmp_path / "held_out.txt").write_text("".join(f"{n} dogs\n" for n in range(7)))
     task = replace(files, t2i_held_out=tmp_path / "held_out.txt", edit_prompts=None).make_tasks(EVALUATION)["t2i"]

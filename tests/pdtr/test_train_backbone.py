@@ -28,7 +28,7 @@ from agents.samplers import ODE, FlowSDE
 from envs.prompts import FixedPool
 from experiments.cli import main
 from pdtr.config import EvaluationConfig, TrainConfig
-from pdtr.curriculum import pdtr_curriculum
+from pdtr.curriculum import SingleTask, pdtr_curriculum
 from pdtr.evaluate import evaluate
 from pdtr.launch import BASE, train
 from pdtr.logbook import read_evaluations, read_metrics, read_scores
@@ -95,6 +95,29 @@ def test_both_tasks_are_learnt_on_policy(run: Path) -> None:
     assert all(row["ratio_error"] == 0 and row["grad_norm"] > 0 and row["skipped_updates"] == 0 for row in rows)
     # A stage's reference is what the stage starts from: the base, then the first stage's adapters.
     assert [row["kl_loss"] for row in rows] == [0, 0]
+
+
+def test_edits_of_several_pictures_are_learnt_on_policy(run: Path, base: Path, tmp_path: Path) -> None:
+    """The second reference reaches the policy in rollouts, updates and evaluations."""
+    practised = tasks()["edit"]
+    rng = np.random.default_rng(7)
+    others = {"tune": practised.tune, "final": practised.final, "pool": prompts("edit", 4, 0)}
+    seconds = {
+        name: [
+            replace(one, source_images=(*one.source_images, rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)))
+            for one in found
+        ]
+        for name, found in others.items()
+    }
+    task = replace(practised, pool=FixedPool(seconds["pool"]), tune=seconds["tune"], final=seconds["final"])
+    train(config(tmp_path / "run", base, curriculum=SingleTask("edit", 2)), {"edit": task})
+    rows = read_metrics(tmp_path / "run")
+    assert all(row["ratio_error"] == 0 and row["grad_norm"] > 0 for row in rows)
+    first, alone = (
+        next(row for row in read_evaluations(folder) if (row["task"], row["label"]) == ("edit", "base"))
+        for folder in (tmp_path / "run", run)
+    )
+    assert first["reward"] != pytest.approx(alone["reward"], abs=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
