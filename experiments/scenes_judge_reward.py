@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from experiments.served_rewards import (
     DEFAULT_URL,
-    MAY_CHANGE,
     MODEL_VARIABLE,
     URL_VARIABLE,
     agreed_model,
@@ -19,6 +18,7 @@ from experiments.served_rewards import (
     split_urls,
     try_out,
 )
+from pdtr.run_settings import MAY_CHANGE
 
 if TYPE_CHECKING:
     from rewards.base import Reward

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from experiments.judge import KEY_VARIABLE
+from pdtr.run_settings import MAY_CHANGE
 
 if TYPE_CHECKING:
     from rewards.base import Reward
@@ -27,8 +28,6 @@ URL_VARIABLE, MODEL_VARIABLE = "PDTR_JUDGE_URL", "PDTR_JUDGE_MODEL"
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
 # How long a reward server is waited for when a run starts; a run that is under way waits longer.
 _CHECK_SECONDS = 10.0
-# A run goes on with servers elsewhere, see pdtr.run_settings.
-MAY_CHANGE = {"may_change": True}
 
 
 @dataclass(frozen=True)

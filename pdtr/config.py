@@ -20,10 +20,8 @@ from pdtr.curriculum import Curriculum, StageCurriculum, pdtr_curriculum, split_
 from pdtr.missing import MissingSettings
 from pdtr.processes import ProcessSettings
 from pdtr.reward_source import GroundTruth, RewardSource
+from pdtr.run_settings import MAY_CHANGE
 from pdtr.task_source import ScenesTasks, TaskSource
-
-# These say how a run goes on, and not what comes of it: a resumed run may have others, see pdtr.run_settings.
-_MAY_CHANGE = {"may_change": True}
 
 
 @dataclass(frozen=True)
@@ -87,12 +85,12 @@ class TrainConfig:
         seed: of everything.
     """
 
-    output_dir: Path = field(default=Path("runs/pdtr_scenes"), metadata=_MAY_CHANGE)
+    output_dir: Path = field(default=Path("runs/pdtr_scenes"), metadata=MAY_CHANGE)
     base: Path | None = None
     backbone: BackboneSettings | None = None
     algorithm: Algorithm = field(default_factory=DiffusionNFT)
     # Its state, which a checkpoint has, is checked there: iterations may be added.
-    curriculum: Curriculum = field(default_factory=lambda: pdtr_curriculum(40, 40), metadata=_MAY_CHANGE)
+    curriculum: Curriculum = field(default_factory=lambda: pdtr_curriculum(40, 40), metadata=MAY_CHANGE)
     tasks: TaskSource = field(default_factory=ScenesTasks)
     rewards: RewardSource = field(default_factory=GroundTruth)
     num_prompts: int = 8
@@ -106,10 +104,10 @@ class TrainConfig:
     panel_groups: int = 3
     lora: LoraSettings | None = None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    checkpoint_every: int = field(default=10, metadata=_MAY_CHANGE)
-    keep_checkpoints: int = field(default=3, metadata=_MAY_CHANGE)
-    processes: ProcessSettings = field(default_factory=ProcessSettings, metadata=_MAY_CHANGE)
-    num_threads: int = field(default=2, metadata=_MAY_CHANGE)
+    checkpoint_every: int = field(default=10, metadata=MAY_CHANGE)
+    keep_checkpoints: int = field(default=3, metadata=MAY_CHANGE)
+    processes: ProcessSettings = field(default_factory=ProcessSettings, metadata=MAY_CHANGE)
+    num_threads: int = field(default=2, metadata=MAY_CHANGE)
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -16,15 +16,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+from pdtr.run_settings import MAY_CHANGE
 
 Stage = Literal["A", "B", "C"]
 SigmaLaw = Literal["uniform", "logit_normal"]
 # The first rate of the warm-up, as a share of the peak: OpenUni's and DeepGen's trainers have it so.
 _FIRST_RATE = 1e-5
-_FREE = ("output_dir", "checkpoint_every", "keep_checkpoints", "evaluate_every", "num_threads", "sum_gradients_once")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class StageConfig:
     """
 
     stage: Stage = "A"
-    output_dir: Path = Path("runs/pretraining")
+    output_dir: Path = field(default=Path("runs/pretraining"), metadata=MAY_CHANGE)
     num_steps: int = 500_000
     learning_rate: float = 1e-4
     global_batch_size: int = 1024
@@ -76,11 +77,11 @@ class StageConfig:
     sigma_shift: float = 3.0
     text_dropout: float = 0.1
     edit_text_dropout: float = 0.0
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
-    evaluate_every: int = 1000
-    num_threads: int = 0
-    sum_gradients_once: bool = False
+    checkpoint_every: int = field(default=1000, metadata=MAY_CHANGE)
+    keep_checkpoints: int = field(default=2, metadata=MAY_CHANGE)
+    evaluate_every: int = field(default=1000, metadata=MAY_CHANGE)
+    num_threads: int = field(default=0, metadata=MAY_CHANGE)
+    sum_gradients_once: bool = field(default=False, metadata=MAY_CHANGE)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -108,8 +109,9 @@ class StageConfig:
 
     def settings(self) -> dict[str, Any]:
         """What comes of a run depends on these, as JSON; the others may be changed when it goes on."""
+        kept = {entry.name for entry in fields(self) if not entry.metadata.get("may_change")}
         everything = json.loads(json.dumps(asdict(self), default=str))
-        return {name: value for name, value in everything.items() if name not in _FREE}
+        return {name: value for name, value in everything.items() if name in kept}
 
 
 PUBLISHED: Mapping[Stage, StageConfig] = {

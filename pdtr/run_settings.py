@@ -1,7 +1,7 @@
 """What a run was started with, as JSON, and whether it may go on with other settings.
 
-A field of a configuration whose metadata has ``may_change`` says how a run goes on and not what comes of it: an
-address, a number of threads. Any configuration may have such fields, those of users' own rewards too.
+A field of a configuration whose metadata is ``MAY_CHANGE`` says how a run goes on and not what comes of it: an address,
+a number of threads. Any configuration may have such fields, those of users' own rewards too.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pdtr.config import TrainConfig
 
 FILE = "config.json"
+MAY_CHANGE = {"may_change": True}
 _PACKAGES = ("pdtr", "torch", "diffusers", "transformers", "gymnasium", "peft", "accelerate", "numpy", "safetensors")
 
 
