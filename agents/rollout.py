@@ -105,7 +105,7 @@ def collect(
     pending: list[Future[tuple[Step, float]]] = []
     waited = 0.0
     policy.prepare([prompts[p] for p in dict.fromkeys(p for chunk in samples.values() for p, _ in chunk)])
-    with ThreadPoolExecutor(max_workers=1) as scorer:
+    with _scoring_thread() as scorer:
         for turn, (number, chunk) in enumerate(samples.items()):
             env = envs[turn % len(envs)]
             if turn >= len(envs):
@@ -182,6 +182,13 @@ def _rollout(
         seconds=seconds,
         reasons={starts[n] + i: why for n, info in infos.items() for i, why in info.get("reasons", {}).items()},
     )
+
+
+def _scoring_thread() -> ThreadPoolExecutor:
+    """One thread on the GPU of this one: CUDA's current device is a thread's own, and the first GPU at the start."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return ThreadPoolExecutor(max_workers=1)
+    return ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(torch.cuda.current_device(),))
 
 
 def asks(observation: Mapping[str, Any]) -> Iterator[Ask]:

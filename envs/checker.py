@@ -148,7 +148,10 @@ def _check_spaces(members: _Members) -> None:
     if source is not None and source != action:
         raise ValueError(f"observation_space['source_image']: expected the action's space, {action}, got {source}")
     several = space.spaces.get("source_images")
-    if several is not None and several != Box(0, 255, (max(2, _num_sources(members)), *action.shape), np.uint8):
+    if several is None:
+        return
+    count = several.shape[0] if isinstance(several, Box) and len(several.shape) == 4 else 0
+    if count < 2 or several != Box(0, 255, (count, *action.shape), np.uint8):
         raise ValueError(f"observation_space['source_images']: expected two or more of {action}, got {several}")
 
 

@@ -24,6 +24,11 @@ COMMANDS = {
     "pretrain": ("experiments.pretrain:pretrain", "NAME [--resume] [--flags]", "the embedded world's base, or a stage"),
     "eval": ("experiments.eval:evaluate", "[BENCHMARK] [--flags]", "held-out success, or a published benchmark"),
     "sample": ("experiments.commands:sample", "PROMPT [--source-image PATH] [--flags]", "draw images, or edit one"),
+    "export": (
+        "experiments.export:export",
+        "RUN [--step N | --stage NAME] [--output-dir DIR]",
+        "the policy of a checkpoint or of a stage",
+    ),
     "report": ("experiments.commands:report", "RUN_FOLDER", "write a run's report again and print its table"),
     "reward": ("experiments.reward:reward", "serve MODULE:REWARD [--flags]", "answer for a reward over HTTP"),
     "judge": (
@@ -41,6 +46,8 @@ COMMANDS = {
     "prompts": ("experiments.prompts:prompts", "geneval [--flags]", "write the prompts that GenEval's runs train on"),
     "recipes": ("experiments.commands:recipes", "", "list what can be trained"),
 }
+# Those that several processes do together, where a launcher has started them.
+SHARED = ("train", "pretrain", "eval")
 MISTAKE, STOPPED = 2, 130
 
 
@@ -124,10 +131,10 @@ def _dispatch(arguments: list[str]) -> None:
 
         print(f"pdtr {__version__}")
     elif name in COMMANDS:
-        if num_processes() > 1 and name not in ("train", "pretrain"):
+        if num_processes() > 1 and name not in SHARED:
             raise ValueError(
-                f"{name}: expected one process, got {num_processes()}; processes share training alone, so type: "
-                f"{shlex.join(['pdtr', *arguments])}"
+                f"{name}: expected one process, got {num_processes()}; processes share {', '.join(SHARED)} alone, so "
+                f"type: {shlex.join(['pdtr', *arguments])}"
             )
         module, function = COMMANDS[name][0].split(":")
         getattr(import_module(module), function)(rest)

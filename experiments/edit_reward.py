@@ -1,8 +1,12 @@
-"""``pdtr edit-reward``: make data for a learnt edit reward, train and check one."""
+"""``pdtr edit-reward``: make data for a learnt edit reward, train and check one.
+
+Several processes share the training: ``torchrun --nproc-per-node 8 -m experiments.edit_reward train [--flags]``.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -12,13 +16,14 @@ from typing import Annotated
 import tyro
 
 from experiments.flags import Usage, parse
+from pdtr.processes import is_first, num_processes
 
 _STEPS = """pdtr edit-reward STEP [--flags]; pdtr edit-reward STEP --help lists a step's flags.
 
   data   draw edits with a policy, at several qualities, and score them with the ground truth
-  train  train a reward on scored edits, calibrate it, save it as a checkpoint; it starts from a Qwen2.5-VL, a large
-         one or the embedded world's own (pdtr scenes-judge)
-  check  compare a checkpoint with the scores of held-out edits"""
+  train  train a reward on scored or ranked edits, calibrate it, save it as a checkpoint; it starts from a Qwen2.5-VL, a
+         large one or the embedded world's own (pdtr scenes-judge)
+  check  compare a checkpoint with the scores or ranks of held-out edits"""
 
 
 def edit_reward(arguments: Sequence[str]) -> None:
@@ -37,6 +42,11 @@ def edit_reward(arguments: Sequence[str]) -> None:
         raise ValueError(
             f"edit-reward: expected what to do, one of {', '.join(steps)}, got {name or 'none'}; "
             f"did you mean: pdtr edit-reward {near}?"
+        )
+    if num_processes() > 1 and name != "train":
+        raise ValueError(
+            f"edit-reward {name}: expected one process, got {num_processes()}; processes share train alone, so type: "
+            f"pdtr edit-reward {name}"
         )
     # Their bars for every file that is read or written would drown what is said here.
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
@@ -59,16 +69,18 @@ def _train(arguments: Sequence[str]) -> None:
     from rewards.edit_reward_training import TrainingConfig, train_edit_reward
 
     config = parse(TrainingConfig(), Usage("pdtr edit-reward train"), arguments)
-    print(f"edit reward: {train_edit_reward(config)}")
+    folder = train_edit_reward(config)
+    if is_first():
+        print(f"edit reward: {folder}")
 
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """Compare a trained edit reward with the scores of held-out edits.
+    """Compare a trained edit reward with the scores of held-out edits, or with their ranks where they have no scores.
 
     Attributes:
         checkpoint: folder of a trained edit reward, or its name on the hub.
-        data: folder of scored edits.
+        data: folder of judged edits.
         split: which of them.
         resamples: of the bootstrap over prompts.
     """
@@ -84,3 +96,7 @@ def _check(arguments: Sequence[str]) -> None:
     from experiments.edit_reward_check import check_checkpoint, format_found
 
     print(format_found(check_checkpoint(options.checkpoint, options.data, options.split, options.resamples)))
+
+
+if __name__ == "__main__":
+    edit_reward(sys.argv[1:])

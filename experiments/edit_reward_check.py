@@ -1,19 +1,20 @@
-"""How far a learnt edit reward agrees with the scores of held-out edits: each dimension, and each kind of edit."""
+"""How far a learnt edit reward agrees with what is said of held-out edits: each dimension, and each kind of edit."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from experiments.benchmarks.tables import quantity, text_table
 from pdtr.statistics import Interval
 from rewards.agreement import Agreement, Estimate, agreement
 from rewards.base import Prompt, Reward
-from rewards.edit_reward_data import ScoredEdit, read_edits
-from rewards.scoring import score
+from rewards.edit_reward_data import ScoredEdit, read_dimensions, read_edits
+from rewards.scoring import join_scores, score
 
 # Edits that a kind needs for an interval to say anything.
 _LEAST = 20
@@ -40,16 +41,22 @@ def check_checkpoint(checkpoint: str, data: Path, split: str, num_resamples: int
     """
     from rewards.edit_reward import EditReward
 
-    return check_reward_on(EditReward(checkpoint), list(read_edits(data, split)), num_resamples)
+    is_scored = bool(read_dimensions(data, split))
+    return check_reward_on(EditReward(checkpoint), list(read_edits(data, split, is_scored)), num_resamples)
 
 
 def check_reward_on(reward: Reward, edits: Sequence[ScoredEdit], num_resamples: int) -> list[Found]:
-    """Compare any reward with scored edits of one picture size."""
-    prompts = [Prompt(edit.instruction, (edit.source,), {}, edit.prompt_id) for edit in edits]
-    scores = score(reward, np.stack([edit.image for edit in edits]), prompts)
+    """Compare any reward with judged edits, of one picture size or several.
+
+    The last dimension of the edits is compared with the reward's total. Edits without scores are compared by rank: only
+    which of a prompt's is better is known then.
+    """
+    said = _said(reward, edits)
     groups = [edit.prompt_id for edit in edits]
-    said = {"total": scores.total, **scores.components}
+    if not all(edit.scores for edit in edits):
+        return [Found("total", _order(said["total"], edits, groups, num_resamples))]
     truths = {name: np.array([edit.scores.get(name, np.nan) for edit in edits]) for name in said}
+    truths["total"] = np.array([edit.total for edit in edits])
     found = [
         Found(name, agreement(said[name], truths[name], groups, num_resamples))
         for name in said
@@ -63,6 +70,37 @@ def check_reward_on(reward: Reward, edits: Sequence[ScoredEdit], num_resamples: 
                 Found(f"total, {tag}", agreement(said["total"][rows], truths["total"][rows], mine, num_resamples))
             )
     return found
+
+
+def _said(reward: Reward, edits: Sequence[ScoredEdit]) -> dict[str, NDArray[np.float32]]:
+    """What a reward says of edits, by dimension, in their order: those of one picture size are scored together."""
+    rows_of: dict[tuple[int, ...], list[int]] = {}
+    for row, edit in enumerate(edits):
+        rows_of.setdefault(edit.image.shape, []).append(row)
+    prompts = [Prompt(edit.instruction, (edit.source,), {}, edit.prompt_id) for edit in edits]
+    scores = join_scores(
+        [
+            score(reward, np.stack([edits[row].image for row in rows]), [prompts[row] for row in rows])
+            for rows in rows_of.values()
+        ]
+    )
+    back = np.argsort([row for rows in rows_of.values() for row in rows])
+    return {name: values[back] for name, values in {"total": scores.total, **scores.components}.items()}
+
+
+def _order(
+    said: NDArray[np.float32], edits: Sequence[ScoredEdit], groups: Sequence[str], num_resamples: int
+) -> Agreement:
+    """Agreement with ranks: pairs in order, and nothing that compares edits of several prompts."""
+    unknown = [edit.id for edit in edits if edit.rank is None]
+    if unknown:
+        raise ValueError(
+            f"check: expected scores of all edits or ranks of all, got edits without scores, and {unknown[0]!r} "
+            "without a rank; check a split that is judged in one way"
+        )
+    found = agreement(said, [-float(edit.rank or 0) for edit in edits], groups, num_resamples)
+    none = Estimate(np.nan, np.nan, np.nan)
+    return replace(found, spearman=none, calibration=none)
 
 
 def format_found(found: Sequence[Found]) -> str:
@@ -83,4 +121,4 @@ def format_found(found: Sequence[Found]) -> str:
 
 
 def _cell(estimate: Estimate) -> str:
-    return quantity(Interval(*estimate), ".3f")
+    return "" if np.isnan(estimate.value) else quantity(Interval(*estimate), ".3f")

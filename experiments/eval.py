@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.eval_sharing import WAY_ON, check_alone, shared
 from experiments.flags import Usage, parse
+from pdtr.processes import is_first, num_processes
 from rewards.names import hint
 
 if TYPE_CHECKING:
@@ -36,13 +38,14 @@ def evaluate(arguments: Sequence[str]) -> None:
     is_named = name in (SCENES, *OPTIONS)
     rest = list(arguments[1:] if is_named else arguments)
     if _COMPARE in rest:
+        check_alone("compare")
         _compare(rest, name if is_named else "")
     elif is_named and name != SCENES:
         options = parse(OPTIONS[name](), Usage(f"pdtr eval {name}"), rest)
         try:
             run(options)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt("go on with the same command: what is done is kept") from None
+            raise KeyboardInterrupt(WAY_ON) from None
     else:
         if not is_named:
             _check_spelling(name, [SCENES, *OPTIONS])
@@ -59,30 +62,39 @@ def _check_spelling(name: str, names: Sequence[str]) -> None:
 
 
 def run(options: DrawOptions) -> None:
-    """Draw what is missing, score what is missing, print the table, and write ``results.json``."""
-    from pdtr.benchmarks.scoring import ROWS, score_images
+    """Draw what is missing, score what is missing, print the table, and write ``results.json``.
+
+    Of several processes the first one does all but draw, of which each does its share.
+    """
     from pdtr.benchmarks.settings import IMAGES
 
     benchmark = options.benchmark().limited(options.limit, options.samples)
-    _tell_problems(benchmark)
+    if is_first():
+        _tell_problems(benchmark)
     output = options.output or _default_output(options)
     root = options.images or output / IMAGES
     official = options.official_rows(benchmark)
     if official is not None:
+        check_alone("official_results")
         rows, scorer = official
         _finish(benchmark, scorer, rows, output)
+    elif options.images is not None:
+        check_alone("images")
+        if not root.is_dir():
+            raise ValueError(f"images: expected a folder, got {root}, which is none")
+        with options.scorer() as scorer:
+            _score(benchmark, scorer, root, output)
     elif options.draw_only:
         _draw(options, benchmark, output)
-        print(f"images: {root}")
-    else:
+        if is_first():
+            print(f"images: {root}")
+    elif is_first():
         # Made before anything is drawn: a judge that is away should not show itself a day later.
         with options.scorer() as scorer:
-            if options.images is None:
-                _draw(options, benchmark, output)
-            elif not root.is_dir():
-                raise ValueError(f"images: expected a folder, got {root}, which is none")
-            rows = score_images(benchmark, scorer, root, output / ROWS, progress("scored"))
-            _finish(benchmark, scorer, rows, output)
+            _draw(options, benchmark, output)
+            _score(benchmark, scorer, root, output)
+    else:
+        _draw(options, benchmark, output)
 
 
 def _default_output(options: DrawOptions) -> Path:
@@ -98,24 +110,34 @@ def _default_output(options: DrawOptions) -> Path:
 
 
 def _draw(options: DrawOptions, benchmark: Benchmark, output: Path) -> None:
+    """Draw what is missing; every process its share, and none returns before all have."""
     import torch
 
     from pdtr.benchmarks.drawing import Artist, Plan
     from pdtr.benchmarks.settings import model_settings
     from pdtr.sampling import evaluation_sampler, load_policy, policy_folder
 
-    torch.set_num_threads(options.num_threads)
-    folder = policy_folder(options.policy)
-    names = ("height", "width", "dtype", "negative_prompt", "edit_negative_prompt")
-    model = model_settings(folder, **{name: getattr(options, name) for name in names})
-    sampler = evaluation_sampler(
-        options.policy,
-        guidance_scale=options.guidance_scale,
-        num_inference_steps=options.num_inference_steps,
-        shift=options.shift,
-    )
-    artist = Artist(folder, load_policy(folder, model), sampler, model, options.used_device())
-    artist.draw(benchmark, output, Plan(options.seed, options.chunk_size, progress("drawn"), options.keeps_shape))
+    with shared() as (processes, device):
+        torch.set_num_threads(options.num_threads)
+        folder = policy_folder(options.policy)
+        names = ("height", "width", "dtype", "negative_prompt", "edit_negative_prompt")
+        model = model_settings(folder, **{name: getattr(options, name) for name in names})
+        sampler = evaluation_sampler(
+            options.policy,
+            guidance_scale=options.guidance_scale,
+            num_inference_steps=options.num_inference_steps,
+            shift=options.shift,
+        )
+        device = device if device and not options.device else options.used_device()
+        artist = Artist(folder, load_policy(folder, model), sampler, model, device, processes)
+        plan = Plan(options.seed, options.chunk_size, drawing_progress(""), options.keeps_shape)
+        artist.draw(benchmark, output, plan)
+
+
+def _score(benchmark: Benchmark, scorer: Scorer, root: Path, output: Path) -> None:
+    from pdtr.benchmarks.scoring import ROWS, score_images
+
+    _finish(benchmark, scorer, score_images(benchmark, scorer, root, output / ROWS, progress("scored")), output)
 
 
 def _finish(benchmark: Benchmark, scorer: Scorer, rows: Sequence[Row], output: Path) -> None:
@@ -148,6 +170,18 @@ def progress(what: str) -> Callable[[int, int], None]:
             print(f"note: {what} {done} of {total} images", file=sys.stderr, flush=True)
 
     return tell
+
+
+def drawing_progress(task: str) -> Callable[[int, int], None]:
+    """As :func:`progress`, of drawing, told by the first process of its share.
+
+    Args:
+        task: whose images are drawn; empty where there is one only.
+    """
+    if not is_first():
+        return lambda done, total: None
+    others = f"process 1 of {num_processes()} has drawn" if num_processes() > 1 else "drawn"
+    return progress(f"{task}: {others}" if task else others)
 
 
 @dataclass(frozen=True)

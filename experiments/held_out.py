@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from experiments.eval_sharing import WAY_ON, shared
 from experiments.flags import Usage, parse
 from pdtr.benchmarks.scenes import NUM_PROMPTS
 
 if TYPE_CHECKING:
+    from agents.processes import Processes
     from pdtr.benchmarks.aggregate import Number
+    from pdtr.benchmarks.base import Benchmark
     from pdtr.benchmarks.drawing import Artist
     from pdtr.benchmarks.results import Results
     from pdtr.tasks import Task
@@ -101,28 +104,30 @@ def evaluate(arguments: Sequence[str]) -> None:
     """
     options = parse(EvalOptions(), Usage("pdtr eval"), arguments)
     try:
-        with _folder(options.output) as output:
-            artist = _artist(options)
+        with shared() as (processes, device), _folder(options.output, processes) as output:
+            artist = _artist(options, processes, device)
             for task in _tasks(options):
-                results = _measured(task, artist, output / task.name, options)
-                print(format_success(results), flush=True)
-                if options.output is not None:
+                benchmark = _drawn(task, artist, output / task.name, options)
+                if processes.is_first:
+                    print(format_success(_scored(task, benchmark, output / task.name)), flush=True)
+                if processes.is_first and options.output is not None:
                     print(f"results: {output / task.name / 'results.json'}", flush=True)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("go on with the same command: what is done is kept" * bool(options.output)) from None
+        raise KeyboardInterrupt(WAY_ON * bool(options.output)) from None
 
 
 @contextmanager
-def _folder(output: Path | None) -> Iterator[Path]:
-    """The folder that is asked for, or else one that is gone in the end."""
+def _folder(output: Path | None, processes: Processes) -> Iterator[Path]:
+    """The folder that is asked for, or else one that is gone in the end, the same for all processes."""
     if output is not None:
         yield output
         return
-    with tempfile.TemporaryDirectory(prefix="pdtr_eval_") as folder:
-        yield Path(folder)
+    made = tempfile.TemporaryDirectory(prefix="pdtr_eval_") if processes.is_first else nullcontext("")
+    with made as folder:
+        yield Path(processes.agree(lambda: folder))
 
 
-def _artist(options: EvalOptions) -> Artist:
+def _artist(options: EvalOptions, processes: Processes, device: str) -> Artist:
     import torch
 
     from pdtr.benchmarks.drawing import Artist
@@ -138,16 +143,15 @@ def _artist(options: EvalOptions) -> Artist:
         num_inference_steps=options.num_inference_steps,
         shift=options.shift,
     )
-    return Artist(folder, load_policy(folder, model), sampler, model, device_or_gpu(options.device))
+    policy = load_policy(folder, model)
+    return Artist(folder, policy, sampler, model, device_or_gpu(options.device or device), processes)
 
 
-def _measured(task: Task, artist: Artist, output: Path, options: EvalOptions) -> Results:
-    from experiments.eval import progress
+def _drawn(task: Task, artist: Artist, output: Path, options: EvalOptions) -> Benchmark:
+    """The task's benchmark, its images drawn, a share by each process."""
+    from experiments.eval import drawing_progress
     from pdtr.benchmarks.drawing import Plan
-    from pdtr.benchmarks.results import RESULTS, results_of, save_results
-    from pdtr.benchmarks.scenes import final_noise, scenes_benchmark, scenes_scorer
-    from pdtr.benchmarks.scoring import ROWS, score_images
-    from pdtr.benchmarks.settings import IMAGES, read_settings
+    from pdtr.benchmarks.scenes import final_noise, scenes_benchmark
     from pdtr.evaluate import EVALUATION_SEED
 
     if artist.policy.image_size != task.image_size:
@@ -155,9 +159,19 @@ def _measured(task: Task, artist: Artist, output: Path, options: EvalOptions) ->
             f"{artist.folder}: expected a policy that draws {task.image_size} pixels, as the embedded world has, got "
             f"one of {artist.policy.image_size}; published models have benchmarks of their own, see docs/evaluation.md"
         )
-    benchmark, scorer = scenes_benchmark(task, is_suite=options.prompts is None), scenes_scorer(task)
-    plan = Plan(EVALUATION_SEED, options.chunk_size, progress(f"{task.name}: drawn"), noise=final_noise)
+    benchmark = scenes_benchmark(task, is_suite=options.prompts is None)
+    plan = Plan(EVALUATION_SEED, options.chunk_size, drawing_progress(task.name), noise=final_noise)
     artist.draw(benchmark, output, plan)
+    return benchmark
+
+
+def _scored(task: Task, benchmark: Benchmark, output: Path) -> Results:
+    from pdtr.benchmarks.results import RESULTS, results_of, save_results
+    from pdtr.benchmarks.scenes import scenes_scorer
+    from pdtr.benchmarks.scoring import ROWS, score_images
+    from pdtr.benchmarks.settings import IMAGES, read_settings
+
+    scorer = scenes_scorer(task)
     rows = score_images(benchmark, scorer, output / IMAGES, output / ROWS)
     results = results_of(benchmark, scorer, rows, read_settings(output))
     save_results(output / RESULTS, results)

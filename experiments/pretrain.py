@@ -64,11 +64,11 @@ def _pretrain_scenes(name: str, flags: Sequence[str]) -> Path:
 
 
 def _pretrain_stage(name: str, flags: Sequence[str]) -> Path:
-    from experiments.pretrain_stage import STAGES, StageOptions, check, run_stage
-    from pdtr.pretraining_stages import PUBLISHED
+    from experiments.pretrain_checks import check
+    from experiments.pretrain_stage import STAGES, published, run_stage
 
     letter = STAGES[name]
-    options, resume = parse_run(StageOptions(stage=PUBLISHED[letter]), Usage(f"pdtr pretrain {name}"), flags)
+    options, resume = parse_run(published(letter), Usage(f"pdtr pretrain {name}"), flags)
     if options.stage.stage != letter:
         raise ValueError(
             f"--stage.stage: expected {letter}, which {name} is, got {options.stage.stage}; "

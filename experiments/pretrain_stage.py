@@ -11,7 +11,7 @@ from agents.policies.backbone_settings import BackboneSettings
 from envs.data.batches import BatchSettings
 from envs.data.buckets import FACTOR, ProgressiveResolution
 from pdtr.pretraining_stages import PUBLISHED, Stage, StageConfig
-from pdtr.processes import ProcessSettings, num_processes
+from pdtr.processes import ProcessSettings
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from envs.scenes.pretraining import SupervisedBatch
 
 STAGES: Mapping[str, Stage] = {"stage-a": "A", "stage-b": "B", "stage-c": "C"}
+# Open: ours. Whole cycles of them make up the published steps on 1, 2, 4, ... 32 processes.
+BATCH_SIZES: Mapping[Stage, int] = {"A": 16, "B": 2, "C": 2}
 
 
 @dataclass(frozen=True)
@@ -37,19 +39,21 @@ class StageOptions:
             SD3.5 or stage B's policy; a folder, or one of the hub.
         lmm: with a generator: Qwen2.5-VL; a folder, or one of the hub.
         connector: with a generator: the folder "conditioner" of stage A's policy; a new one when left out.
-        t2i: files or globs with texts and pictures (jsonl, json, csv, tsv, parquet, tar).
-        edit: files or globs with instructions and pictures before and after.
+        t2i: files or globs with texts and pictures (jsonl, json, csv, tsv, parquet, tar), or ``.json`` files that list
+            several sets, each with its files, names of fields, image_root and weight: see docs/data.md.
+        edit: the same with instructions and pictures before and after.
         held_out_t2i: files that are not trained on, whose first batch is measured, at ``batches.resolution``'s first.
         held_out_edit: the same of edits.
-        image_root: folder that pictures' paths start from; each file's own when left out.
+        image_root: folder that pictures' paths start from, in sets that name none; each file's own when left out.
         stage: what is trained, and how.
-        batches: how batches are made of the files. That aspect ratios are balanced is published.
+        batches: how batches are made of the files. That aspect ratios are balanced is published. ``batch_size`` is of
+            one process and one task: 2, and 16 in stage A, so that up to 32 processes do the published steps.
         first_size: S of the pictures that training begins with, before ``batches.resolution``. That resolutions grow is
             published; which they are, when and in which stages is ours.
         first_share: of the steps, at ``first_size``; 0: none.
         backbone: how the model is loaded and run; its size is that of the policy which is saved. Every batch has new
             texts, so the encoders stay on the device: SD3's take 11 GB in bfloat16. ``offload_encoders`` would move
-            them there and back for each.
+            them there and back for each. Activations are recomputed (``gradient_checkpointing``).
         processes: how several processes share the stage.
     """
 
@@ -63,11 +67,13 @@ class StageOptions:
     held_out_edit: tuple[str, ...] = ()
     image_root: Path | None = None
     stage: StageConfig = field(default_factory=lambda: PUBLISHED["B"])
-    batches: BatchSettings = field(default_factory=lambda: BatchSettings(balanced=True))
+    batches: BatchSettings = field(default_factory=lambda: BatchSettings(BATCH_SIZES["B"], balanced=True))
     first_size: int = 256
     first_share: float = 0.5
     backbone: BackboneSettings = field(
-        default_factory=lambda: BackboneSettings(float32_weights=True, offload_encoders=False)
+        default_factory=lambda: BackboneSettings(
+            float32_weights=True, offload_encoders=False, gradient_checkpointing=True
+        )
     )
     processes: ProcessSettings = field(default_factory=ProcessSettings)
 
@@ -107,56 +113,9 @@ class StageOptions:
         return replace(self.batches, resolution=schedule)
 
 
-def check(options: StageOptions, resume: bool) -> None:
-    """What can be said before anything is read.
-
-    Raises:
-        ValueError: no model, no files for a task of the cycle or files for another, batches that do not add up to a
-            step, or a folder that holds a run, or none where there should be one.
-    """
-    config = options.stage
-    _check_folder(config.output_dir, resume)
-    if options.model is None and options.generator is None:
-        parts = "" if config.stage == "B" else ", or --generator and --lmm to put one together"
-        raise ValueError(f"--model: expected a policy's folder to train{parts}, got none")
-    for task in ("t2i", "edit"):
-        files, held_out = getattr(options, task), getattr(options, f"held_out_{task}")
-        cycle = f"stage {config.stage}'s cycle ({', '.join(config.cycle)})"
-        if task in config.cycle and not files:
-            raise ValueError(f"--{task}: expected files for {cycle}, got none")
-        if task not in config.cycle and (files or held_out):
-            raise ValueError(f"--{task}: expected no files, for {cycle} has no such task, got {(files or held_out)[0]}")
-        if both := sorted(set(files) & set(held_out)):
-            raise ValueError(f"--held-out-{task}: expected files that are not trained on, got {both[0]} in both")
-    _check_sizes(options)
-
-
-def _check_folder(folder: Path, resume: bool) -> None:
-    from pdtr.checkpoint import latest
-
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder}: expected a folder, got a file; choose another --stage.output-dir")
-    last = latest(folder)
-    if last is not None and not resume:
-        raise ValueError(
-            f"{folder}: expected a new folder, got one with {last.name}; pass --resume, or another --stage.output-dir"
-        )
-    if last is None and resume:
-        raise ValueError(f"{folder}: expected a run to resume, found no checkpoint; leave --resume out to start it")
-
-
-def _check_sizes(options: StageOptions) -> None:
-    config = options.stage
-    together = len(config.cycle) * num_processes()
-    sizes = options.batches.resolution.batch_sizes or (options.batches.batch_size,)
-    wrong = next((size for size in sizes if config.global_batch_size % (size * together)), None)
-    if wrong is not None:
-        step = wrong * together
-        near = max(1, round(config.global_batch_size / step)) * step
-        raise ValueError(
-            f"--stage.global-batch-size: expected a multiple of batch size x cycle x processes = {wrong} x "
-            f"{len(config.cycle)} x {num_processes()} = {step}, got {config.global_batch_size}; {near} would do"
-        )
+def published(stage: Stage) -> StageOptions:
+    """The options that a stage begins with."""
+    return StageOptions(stage=PUBLISHED[stage], batches=BatchSettings(BATCH_SIZES[stage], balanced=True))
 
 
 def run_stage(
@@ -165,7 +124,7 @@ def run_stage(
     report: Callable[[str], None],
     on_step: Callable[[int, Mapping[str, float]], None],
 ) -> Path:
-    """Load, train to the end, save; -> the policy's folder. All processes call it alike, after :func:`check`.
+    """Load, train to the end, save; -> the policy's folder. All processes call it alike, on options that were checked.
 
     Raises:
         ValueError: a file, a model or a checkpoint is not as it should be.
@@ -181,7 +140,8 @@ def run_stage(
         source, held_out = _source(options, processes), _held_out(options)
         try:
             policy = _policy(options, device, processes.is_sharded)
-            stage = StageRun(options.stage, policy, source, held_out, processes)
+            largest = source.largest_batches() if device.type == "cuda" else {}
+            stage = StageRun(options.stage, policy, source, held_out, processes, largest=largest)
             # What is cut up came to the device block by block; the rest follows.
             policy.to(device)
             folder = pretrain_stage(stage, resume, report, on_step)
@@ -194,27 +154,25 @@ def run_stage(
 
 
 def _source(options: StageOptions, processes: Processes) -> StreamBatches:
-    from envs.data.records import RecordSet
+    from envs.data.mixtures import record_sets
     from envs.data.stream import StreamBatches
 
     files = {"t2i": options.t2i, "edit": options.edit}
-    sets = {
-        task: [RecordSet(files[task], image_root=options.image_root)] for task in dict.fromkeys(options.stage.cycle)
-    }
+    sets = {task: record_sets(files[task], options.image_root) for task in dict.fromkeys(options.stage.cycle)}
     settings = {task: options.task_batches(task) for task in sets}
     return StreamBatches(sets, settings, processes.rank, processes.count)
 
 
 def _held_out(options: StageOptions) -> dict[str, SupervisedBatch]:
     """The first batch of each task's held-out files, in their own order."""
-    from envs.data.records import RecordSet
+    from envs.data.mixtures import record_sets
     from envs.data.stream import StreamBatches
 
     found = {}
     settings = replace(options.batches, balanced=False, window=0, prefetch=0, num_workers=0)
     for task, files in {"t2i": options.held_out_t2i, "edit": options.held_out_edit}.items():
         if files and task in options.stage.cycle:
-            source = StreamBatches({task: [RecordSet(files, image_root=options.image_root)]}, settings)
+            source = StreamBatches({task: record_sets(files, options.image_root)}, settings)
             found[task] = source.next_batch(task)
             source.close()
     return found

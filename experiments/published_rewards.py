@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from experiments.served_rewards import EditJudge, RemoteScorer
+from pdtr.run_settings import MAY_CHANGE
 from rewards.detected import Reading
 
 if TYPE_CHECKING:
@@ -32,11 +33,13 @@ class EditRewardWeights:
         checkpoint: folder of a trained edit reward, or its name on the hub.
         dtype: of its weights.
         batch_size: most edits of a forward pass.
+        device: torch's name of where it runs, such as "cuda:1"; the process's own GPU, or the CPU, unless given.
     """
 
     checkpoint: str = "runs/edit_reward/model"
     dtype: str = "bfloat16"
     batch_size: int = 16
+    device: str = field(default="", metadata=MAY_CHANGE)
 
     def make(self) -> Reward:
         """The reward, not loaded yet.
@@ -55,7 +58,8 @@ class EditRewardWeights:
             )
         if path.exists():
             checkpoint_folder(self.checkpoint)
-        return EditReward(self.checkpoint, dtype=self.dtype, batch_size=self.batch_size)
+        device = _placement(self.device).device
+        return EditReward(self.checkpoint, dtype=self.dtype, batch_size=self.batch_size, device=device)
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,14 @@ class GenEvalWeights:
         colors: folder or hub name of a CLIP that tells colours apart; GenEval's own weights unless given.
         reading: "dense" is trained on, "strict" and "official" are measured beside it.
         published_quirks: Flow-GRPO's reward to the letter, its slips included.
+        device: as in :class:`EditRewardWeights`, of both networks.
     """
 
     detector: str = "facebook/mask2former-swin-small-coco-instance"
     colors: str = "openai/clip-vit-large-patch14"
     reading: Reading = "dense"
     published_quirks: bool = False
+    device: str = field(default="", metadata=MAY_CHANGE)
 
     def make(self) -> Reward:
         """The reward, not loaded yet.
@@ -89,8 +95,8 @@ class GenEvalWeights:
         from rewards.detectors import DetectorSettings, InstanceDetector
         from rewards.geneval import GenEvalRule
 
-        detector = InstanceDetector(DetectorSettings(self.detector, placement=_placement()))
-        colors = ColorClassifier(ColorSettings(ClipSource(self.colors), _placement()))
+        detector = InstanceDetector(DetectorSettings(self.detector, placement=_placement(self.device)))
+        colors = ColorClassifier(ColorSettings(ClipSource(self.colors), _placement(self.device)))
         return DetectedGenEval(detector, colors, GenEvalRule(published_quirks=self.published_quirks), self.reading)
 
 
@@ -102,11 +108,13 @@ class PickScoreWeights:
         model: folder or hub name of its CLIP.
         processor: of tokenizer and picture settings, where the model has none.
         divisor: 26 in Flow-GRPO, so that a reward is near 1.
+        device: as in :class:`EditRewardWeights`.
     """
 
     model: str = "yuvalkirstain/PickScore_v1"
     processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
     divisor: float = 26.0
+    device: str = field(default="", metadata=MAY_CHANGE)
 
     def make(self) -> Reward:
         """The reward, not loaded yet.
@@ -118,7 +126,7 @@ class PickScoreWeights:
         from rewards.pickscore import PickScore, PickScoreSettings
 
         source = ClipSource(self.model, processor=self.processor)
-        return PickScore(PickScoreSettings(source, self.divisor, _placement()))
+        return PickScore(PickScoreSettings(source, self.divisor, _placement(self.device)))
 
 
 @dataclass(frozen=True)
@@ -187,6 +195,14 @@ class PublishedRewards:
                     f"got none; add --rewards.{task}-remote.url URL"
                 )
 
+    @property
+    def unused_settings(self) -> tuple[str, ...]:
+        """The fields that nobody asks, such as a judge, of which the environment may say more, where weights reward."""
+        used = {"edit": {"weights": "edit", "judge": "judge", "remote": "edit_remote"}[self.edit_by]}
+        used["t2i"] = {"weights": "t2i", "remote": "t2i_remote"}[self.t2i_by]
+        makers = ("edit", "t2i", "judge", "edit_remote", "t2i_remote")
+        return tuple(name for name in makers if name not in used.values())
+
     def make_rewards(self) -> Mapping[str, Reward]:
         """The rewards by task; each is made when it is asked for: a judge and a server are tried, weights not loaded.
 
@@ -230,10 +246,15 @@ class _MadeWhenAsked(Mapping[str, "Reward"]):
         return len(self._makes)
 
 
-def _placement() -> Placement:
-    """The GPU of this process where it has one."""
-    import torch
-
+def _placement(device: str) -> Placement:
+    """The device that was named, or else this process's own."""
     from rewards.checkpoints import Placement
 
-    return Placement("cuda" if torch.cuda.is_available() else "cpu")
+    return Placement(device or own_device())
+
+
+def own_device() -> str:
+    """The GPU of this process by its number, where it has one: in another thread "cuda" alone is the first one."""
+    import torch
+
+    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"

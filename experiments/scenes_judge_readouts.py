@@ -5,8 +5,8 @@ question of the digits; the better of two is that question twice, once for each 
 that none is forgotten. The words of the answers are learnt first and alone, by the last layer: a model that is to say
 what it has never said would else unlearn to see. As in the digits' training the vision tower stays as it is.
 
-That a pair repeats instruction and source is what makes it learnable here: where both edits follow one source, the
-second one is at another distance from it, and a judge of this size did not learn to look that far (LOG.md, 2026-11-28).
+That a pair repeats instruction and source is what makes it learnable here: where both edits follow one source the
+second one is at another distance from it, and a judge of this size did not learn to compare them (LOG.md, 2026-11-28).
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ from experiments.served_rewards import (
     connect,
     find_template,
     split_urls,
-    try_out,
 )
 from pdtr.run_settings import MAY_CHANGE
 
@@ -77,6 +76,7 @@ class JudgeRewards:
         Raises:
             ValueError: no server answers, it has no such model, or the judge does not answer in its labels.
         """
+        from rewards.judges.check import try_out
         from rewards.judges.judge import VLMJudge
         from rewards.judges.settings import JudgeSettings
 

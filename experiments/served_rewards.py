@@ -69,6 +69,7 @@ class EditJudge:
             ValueError: a server does not answer or has no such model, the judge does not answer as its template asks,
                 or there is no such template.
         """
+        from rewards.judges.check import try_out
         from rewards.judges.judge import VLMJudge
         from rewards.judges.viescore import VIEScore
 
@@ -197,19 +198,6 @@ def agreed_model(client: JudgeClient, model: str = "") -> str:
                 "all servers have to serve one judge"
             )
     return agreed
-
-
-def try_out(judge: VLMJudge) -> None:
-    """Ask every server for one real judgement.
-
-    Raises:
-        ValueError: a server gives none.
-    """
-    for url, reading in asyncio.run(judge.warm_up()).items():
-        if reading.reason:
-            raise ValueError(
-                f"{url}: expected {judge.model} to judge by {judge.template.name}, got none: {reading.reason}"
-            )
 
 
 def find_template(name: str) -> Template:

@@ -15,7 +15,10 @@ Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
 
 
 def weighted(
-    rollouts: Sequence[Rollout], reward_weights: Mapping[str, float], aggregation: Aggregation = "sum_then_normalize"
+    rollouts: Sequence[Rollout],
+    reward_weights: Mapping[str, float],
+    aggregation: Aggregation = "sum_then_normalize",
+    std_floor: float = 0.05,
 ) -> list[Rollout]:
     """What advantages are made of: :func:`summed`, or with "normalize_then_sum" the same terms, each normalised before.
 
@@ -32,7 +35,7 @@ def weighted(
     if not reward_weights.keys() - {"total"}:
         raise _no_component("", reward_weights)
     return [
-        rollout.with_rewards(normalize_then_sum(_parts(rollout), weights, rollout.group_ids))
+        rollout.with_rewards(normalize_then_sum(_parts(rollout), weights, rollout.group_ids, std_floor))
         for rollout, weights in _terms(rollouts, reward_weights, aggregation)
     ]
 

@@ -49,6 +49,7 @@ class CheckpointError(ValueError):
 
     Attributes:
         folder: the checkpoint.
+        problem: what is wrong with it.
         previous: a whole one to fall back to; None where there is none.
 
     Args:
@@ -60,7 +61,7 @@ class CheckpointError(ValueError):
 
     def __init__(self, folder: Path, problem: str, previous: Path | None = None, ending: str | None = None) -> None:
         super().__init__(f"checkpoint {folder}: {problem}; {ending or _way_back(folder, previous)}")
-        self.folder, self.previous = folder, previous
+        self.folder, self.problem, self.previous = folder, problem, previous
 
 
 def _way_back(folder: Path, previous: Path | None) -> str:
@@ -137,25 +138,41 @@ def save_state(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, A
             temporary.mkdir()
             _write_tensors(temporary / _TENSORS, tensors)
             _write(temporary / _META, text)
-            _write(temporary / _MANIFEST, _manifest(temporary))
+            _write(temporary / _MANIFEST, _manifest({name: _describe(temporary / name) for name in (_TENSORS, _META)}))
             _flush(temporary)
             _move_into_place(temporary, folder)
         finally:
             _delete(temporary)
 
 
-def load_state(folder: Path) -> State:
-    """Read a checkpoint, after every byte of it has been checked.
+def check_state(folder: Path) -> None:
+    """Read every byte of a checkpoint, once, and compare it with the manifest.
 
     Raises:
         CheckpointError: it is missing, truncated, damaged or foreign; ``previous`` is the newest whole one before it.
     """
-    problem = _problem(folder)
-    if problem is not None:
+    if (problem := _problem(folder)) is not None:
         raise CheckpointError(folder, problem, _previous(folder))
-    from safetensors.torch import load_file
 
-    return State(load_file(folder / _TENSORS), json.loads((folder / _META).read_bytes()))
+
+def load_state(folder: Path, prefix: str = "", is_checked: bool = False) -> State:
+    """Read a checkpoint, after every byte of it has been checked; tensors are mapped, and read where they are used.
+
+    Args:
+        folder: the checkpoint.
+        prefix: tensors whose names start otherwise are left on the disk.
+        is_checked: :func:`check_state` has found it whole, maybe in another process.
+
+    Raises:
+        CheckpointError: see :func:`check_state`.
+    """
+    if not is_checked:
+        check_state(folder)
+    from safetensors import safe_open
+
+    with safe_open(folder / _TENSORS, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
+    return State(tensors, json.loads((folder / _META).read_bytes()))
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -239,27 +256,27 @@ def _problem(folder: Path) -> str | None:
         return f"{_MANIFEST} is not that of a {FORMAT}: it is a foreign format"
     if manifest.get("version") != VERSION:
         return f"expected version {VERSION} of the format, got {manifest.get('version')!r}"
+    found: dict[str, dict[str, Any]] = {}
     for name in (_TENSORS, _META):
-        problem = _file_problem(folder / name, manifest)
-        if problem is not None:
+        try:
+            found[name] = _describe(folder / name)
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+        if (problem := _file_problem(name, found[name], manifest)) is not None:
             return problem
     # The manifest is what the files give, to the byte; so a flipped bit in it cannot hide either.
-    return None if raw == _manifest(folder) else f"{_MANIFEST} is damaged"
+    return None if raw == _manifest(found) else f"{_MANIFEST} is damaged"
 
 
-def _file_problem(path: Path, manifest: Mapping[str, Any]) -> str | None:
+def _file_problem(name: str, found: Mapping[str, Any], manifest: Mapping[str, Any]) -> str | None:
     try:
-        entry = manifest["files"][path.name]
+        entry = manifest["files"][name]
         size, digest = entry["size"], entry["sha256"]
     except (KeyError, TypeError):
-        return f"{_MANIFEST} is damaged: it does not describe {path.name}"
-    try:
-        found = _describe(path)
-    except OSError as error:
-        return f"{path.name} cannot be read ({error.strerror})"
+        return f"{_MANIFEST} is damaged: it does not describe {name}"
     if found["size"] != size:
-        return f"{path.name} is truncated or was changed: expected {size} bytes, got {found['size']}"
-    return None if found["sha256"] == digest else f"{path.name} is damaged: its SHA-256 is not the manifest's"
+        return f"{name} is truncated or was changed: expected {size} bytes, got {found['size']}"
+    return None if found["sha256"] == digest else f"{name} is damaged: its SHA-256 is not the manifest's"
 
 
 def _previous(folder: Path) -> Path | None:
@@ -275,8 +292,7 @@ def _describe(path: Path) -> dict[str, Any]:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _manifest(folder: Path) -> bytes:
-    files = {name: _describe(folder / name) for name in (_TENSORS, _META)}
+def _manifest(files: Mapping[str, Mapping[str, Any]]) -> bytes:
     return _json({"format": FORMAT, "version": VERSION, "files": files})
 
 

@@ -21,6 +21,7 @@ from pdtr.missing import MissingSettings
 from pdtr.processes import ProcessSettings
 from pdtr.reward_source import GroundTruth, RewardSource
 from pdtr.run_settings import MAY_CHANGE
+from pdtr.stages import Stage
 from pdtr.task_source import ScenesTasks, TaskSource
 
 
@@ -41,7 +42,7 @@ class EvaluationConfig:
     num_final_prompts: int = 600
     every: int = 20
     sampler: Sampler = field(default_factory=ODE)
-    chunk_size: int = 60
+    chunk_size: int = field(default=60, metadata=MAY_CHANGE)
     num_grid: int = 12
 
     def __post_init__(self) -> None:
@@ -76,6 +77,8 @@ class TrainConfig:
         aggregation: how several rewards become one: "sum_then_normalize" adds the weighed components to the total, or
             "normalize_then_sum", which first makes each comparable within its group (GDPO, arXiv:2601.05242); it needs
             weights of components in every stage, and has the total only where that is weighed too.
+        reward_std_floor: least deviation that "normalize_then_sum" divides by, in units of the rewards: less than what
+            they really differ by within a group, and more than their noise.
         lora: train adapters instead of every parameter.
         evaluation: see :class:`EvaluationConfig`.
         checkpoint_every: iterations between checkpoints.
@@ -101,6 +104,7 @@ class TrainConfig:
     learner: LearnerSettings = field(default_factory=LearnerSettings)
     missing: MissingSettings = field(default_factory=MissingSettings)
     aggregation: Aggregation = "sum_then_normalize"
+    reward_std_floor: float = 0.05
     panel_groups: int = 3
     lora: LoraSettings | None = None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -124,6 +128,8 @@ class TrainConfig:
                 f"chunk_size: expected a divisor of num_prompts x group_size = {self.num_prompts} x {self.group_size} "
                 f"= {total}, got {self.chunk_size}; {math.gcd(total, self.chunk_size)} would do"
             )
+        if not self.reward_std_floor > 0:
+            raise ValueError(f"reward_std_floor: expected a number above 0, got {self.reward_std_floor}")
         if self.panel_groups < 0:
             raise ValueError(f"panel_groups: expected 0 or more, got {self.panel_groups}")
         check_choice("aggregation", self.aggregation, get_args(Aggregation))
@@ -151,17 +157,28 @@ def _check_normalized(config: TrainConfig) -> None:
             'algorithm.advantage_std: expected "global", GDPO\'s, or "none" with aggregation "normalize_then_sum", got '
             '"group": divided by its deviation once more, a group that hardly differs is as loud as any other'
         )
-    curriculum = config.curriculum
+    for stage in _stages(config.curriculum):
+        check_weights([stage.weights(i) for i in range(stage.num_iterations)], f"stage {stage.name!r}: ")
+
+
+def weighed_components(curriculum: Curriculum) -> dict[str, float]:
+    """The largest weight, by its size, that a curriculum's stages give each component; nothing of other curricula."""
+    found: dict[str, float] = {}
+    for stage in _stages(curriculum):
+        for weights in map(stage.weights, range(stage.num_iterations)):
+            found |= {name: max(found.get(name, 0.0), weight, key=abs) for name, weight in weights.items()}
+    return {name: weight for name, weight in found.items() if weight and name != "total"}
+
+
+def _stages(curriculum: Curriculum) -> tuple[Stage, ...]:
     while isinstance(curriculum, Adaptive):
         curriculum = curriculum.inner
-    for stage in curriculum.as_stages() if isinstance(curriculum, StageCurriculum) else ():
-        check_weights([stage.weights(i) for i in range(stage.num_iterations)], f"stage {stage.name!r}: ")
+    return tuple(curriculum.as_stages()) if isinstance(curriculum, StageCurriculum) else ()
 
 
 def _check_parts(config: TrainConfig) -> None:
     """In every stage each task's share of an iteration fills whole chunks, and the algorithm's changes fit it."""
-    stages = config.curriculum.as_stages() if isinstance(config.curriculum, StageCurriculum) else ()
-    for stage in stages:
+    for stage in config.curriculum.as_stages() if isinstance(config.curriculum, StageCurriculum) else ():
         try:
             changed(config.algorithm, stage.algorithm)
         except ValueError as error:

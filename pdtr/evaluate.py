@@ -40,6 +40,7 @@ class Evaluation:
         trained: what the run trains on, of the same images, [N]; None where that is the reward itself.
         success: the component that ``strict`` is, or ``REWARD``.
         held_out: members of the trained reward that are only logged, by name, [N] each.
+        parts: components of the trained reward that stages weigh by name, [N] each.
     """
 
     ids: tuple[str, ...]
@@ -50,12 +51,14 @@ class Evaluation:
     trained: NDArray[np.float32] | None = None
     success: str = STRICT
     held_out: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    parts: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @property
     def scores(self) -> dict[str, NDArray[np.float32]]:
         """Everything that there is one number a prompt of, by name."""
         found = {"strict": self.strict, "reward": self.reward}
         found |= {f"{HELD_OUT}/{name}": values for name, values in self.held_out.items()}
+        found |= {f"{TRAINED}/{name}": values for name, values in self.parts.items()}
         return found if self.trained is None else {**found, TRAINED: self.trained}
 
     @property
@@ -112,7 +115,11 @@ def evaluation_draw(prompts: Sequence[Prompt], chunk_size: int, kind: str) -> tu
 
 
 def evaluation_of(
-    rollout: Rollout, prompts: Sequence[Prompt], success: str = STRICT, held_out: Sequence[str] = ()
+    rollout: Rollout,
+    prompts: Sequence[Prompt],
+    success: str = STRICT,
+    held_out: Sequence[str] = (),
+    weighed: Sequence[str] = (),
 ) -> Evaluation:
     """Read what was drawn by :func:`evaluation_draw`; the rows that filled up are dropped.
 
@@ -121,10 +128,14 @@ def evaluation_of(
         prompts: without those that filled up.
         success: the component that counts as success; the total where there is none of the name.
         held_out: components that the trained reward logs and does not weigh.
+        weighed: components of the trained reward that stages weigh by name.
     """
     count = len(prompts)
     reward = rollout.rewards.numpy()[:count]
     components = rollout.components
+    is_other = TRAINED in components
+    # Where nothing is held out there is nothing to hold them against.
+    trained = {name: f"{TRAINED}/{name}" if is_other else name for name in weighed if is_other or held_out}
     strict = components[success].numpy()[:count] if success in components else reward
     images = np.zeros((0, 1, 1, 3), np.uint8) if rollout.images is None else rollout.images[:count]
     return Evaluation(
@@ -136,6 +147,7 @@ def evaluation_of(
         trained=components[TRAINED].numpy()[:count] if TRAINED in components else None,
         success=success if success in components else REWARD,
         held_out={name: components[name].numpy()[:count] for name in held_out if name in components},
+        parts={name: components[key].numpy()[:count] for name, key in trained.items() if key in components},
     )
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pdtr.processes import check_shares, losses_explained, start
-from pdtr.run_settings import FILE, write_settings
+from pdtr.run_settings import FILE, check_settings, write_settings
 
 if TYPE_CHECKING:
-    from torch import nn
-
+    from agents.policies.base import FlowPolicy
+    from agents.policies.weights import PolicyWeights, Version
     from agents.processes import Processes
     from pdtr.config import TrainConfig
     from pdtr.progress import Progress
@@ -42,7 +41,8 @@ def train(
     Raises:
         ValueError: the folder already holds a run and ``resume`` is not asked for; or it holds none and it is; or
             ``config.base`` is neither a policy nor a finished run; or the rewards of ``config.rewards`` cannot be made,
-            or ``tasks`` has others; or the processes cannot share the iteration's chunks.
+            or ``tasks`` has others; or a resumed run was started with other settings or rewards; or the processes
+            cannot share the iteration's chunks.
         ProcessLost: another process of the run has ended.
     """
     from pdtr.picture import write_picture
@@ -73,11 +73,11 @@ def run(
         base = policy_folder(config.base)
         # A file that is missing is said before billions of weights are read.
         tasks = _tasks(config, tasks)
+        if resume and processes.is_first:
+            check_settings(config, tasks)
         policy = load_policy(base, config.backbone)
         if not processes.is_sharded:
             policy.to(device)
-        if processes.is_first:
-            write_settings(config, recipe)
         with _display(config, processes) as progress:
             trainer = Trainer(config, tasks, policy, progress, processes)
             # What is cut up came to the device block by block, as it may not fit there whole; the rest follows.
@@ -86,6 +86,9 @@ def run(
                 trainer.restore(Path(last))
             elif resume:
                 trainer.records.truncate(0)
+            # Only now, for a checkpoint may refuse the curriculum.
+            if processes.is_first:
+                write_settings(config, recipe, tasks, goes_on=bool(last))
             trainer.train()
         _write_policy(trainer)
     return trainer
@@ -116,10 +119,8 @@ def _display(config: TrainConfig, processes: Processes) -> Iterator[Progress]:
 
 
 def _write_policy(trainer: Trainer) -> None:
-    """Write the policy that is evaluated, adapters merged, whole; by the first process."""
-    from agents.policies.backbone import BackbonePolicy
+    """Write the policy that is evaluated, whole; by the first process."""
     from agents.policies.sharding import gathered
-    from agents.policies.weights import LoraWeights
     from pdtr.sampling import load_policy, policy_folder
     from pdtr.trainer import make_weights
 
@@ -133,27 +134,29 @@ def _write_policy(trainer: Trainer) -> None:
         policy = load_policy(policy_folder(config.base), config.backbone)
         weights = make_weights(config, policy)
         weights.load_state(state)
-    with weights.use(trainer.evaluated_version):
-        if isinstance(weights, LoraWeights):
-            if isinstance(policy, BackbonePolicy):
-                weights.save_lora(config.output_dir / "lora", trainer.evaluated_version)
-            policy.transformer = merged(policy.transformer)
-        policy.save(config.output_dir / "policy")
+    save_policy(policy, weights, trainer.evaluated_version, config.output_dir)
 
 
-def merged(transformer: nn.Module) -> nn.Module:
-    """The transformer with its active adapters added into the layers that they adapt.
+def save_policy(policy: FlowPolicy, weights: PolicyWeights, version: Version, folder: Path) -> None:
+    """Write ``policy/``, adapters merged, and a published model's adapters in ``lora/``.
 
-    Saved so, a policy trained with LoRA loads as any other.
+    Args:
+        policy: it is not for training after that.
+        weights: its own.
+        version: which of them is written.
+        folder: of a run, or of what is exported of one.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
+    from agents.policies.backbone import BackbonePolicy
+    from agents.policies.weights import LoraWeights
 
-    plain = copy.deepcopy(transformer)
-    for name, module in list(plain.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            plain.set_submodule(name, module.get_base_layer())
-    return plain
+    if isinstance(weights, LoraWeights):
+        if isinstance(policy, BackbonePolicy):
+            weights.save_lora(folder / "lora", version)
+        weights.merge(version)
+        policy.save(folder / "policy")
+        return
+    with weights.use(version):
+        policy.save(folder / "policy")
 
 
 def _prepare(folder: Path, resume: bool) -> str:

@@ -65,7 +65,8 @@ class Logbook:
             ids: of the prompts, in an order that never changes, so that any two evaluations are paired.
             skills: of the prompts.
             scores: "strict" (success a prompt), "reward" and, where the run trains on another one, "trained", and
-                "held_out/NAME" of rewards that are only logged, [N] each; NaN where not available.
+                "held_out/NAME" of rewards that are only logged and "trained/NAME" of components that stages weigh, [N]
+                each; NaN where not available.
             images: the first prompts' images, uint8 [n, H, W, 3]; n may be 0.
         """
         stem = f"{int(row['iteration']):06d}-{row['task']}-{row['set']}"
@@ -91,7 +92,7 @@ class Logbook:
         Args:
             task: "t2i" or "edit".
             texts: of the first n prompts.
-            sources: their source images, uint8 [n, H, W, 3], where the task has any.
+            sources: their source images, uint8 [n, H, W, 3], where the task has any; those of a prompt side by side.
         """
         folder = self.folder / EVALUATION_FOLDER
         _replace(folder / f"prompts-{task}.json", (json_line(list(texts)) + "\n").encode())
@@ -152,8 +153,8 @@ def read_scores(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     """The scores a prompt that belong to an evaluation's row.
 
     Returns:
-        "ids" and "skills" as lists; "strict", "reward" and, where there are any, "trained" and "held_out/NAME" as
-        float64 [N], NaN where not available.
+        "ids" and "skills" as lists; "strict", "reward" and, where there are any, "trained", "trained/NAME" and
+        "held_out/NAME" as float64 [N], NaN where not available.
 
     Raises:
         ValueError: the file is missing or damaged.
@@ -161,7 +162,7 @@ def read_scores(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     path = folder / str(row.get("file", ""))
     try:
         found = json.loads(path.read_bytes())
-        names = ["strict", "reward", *(key for key in found if key == "trained" or key.startswith("held_out/"))]
+        names = ["strict", "reward", *(key for key in found if key.startswith(("trained", "held_out/")))]
         scores: dict[str, Any] = {key: np.array(found[key], dtype=np.float64) for key in names}
         scores |= {key: [str(entry) for entry in found[key]] for key in ("ids", "skills")}
     except (OSError, ValueError, KeyError, TypeError) as error:

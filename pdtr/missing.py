@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from agents.functional import check_choice
+from pdtr.run_settings import MAY_CHANGE
 
 if TYPE_CHECKING:
     from agents.types import Rollout
@@ -22,14 +23,14 @@ class MissingSettings:
     Attributes:
         on_missing: "drop_sample": the sample teaches nothing and the others of its group are compared without it;
             "drop_group": the whole group teaches nothing; "raise": the run stops at once.
-        max_share: the run stops once the missing rewards of the last ``window`` iterations are more than this share of
-            a whole window's: half a judge's answers are another reward than the one that was asked for.
-        window: iterations that are counted together.
+        max_share: the run stops once the missing rewards of a task in its last ``window`` iterations are more than this
+            share of a whole window's: half a judge's answers are another reward than the one that was asked for.
+        window: iterations that are counted together, of each task those that practise it.
     """
 
     on_missing: OnMissing = "drop_sample"
-    max_share: float = 0.5
-    window: int = 10
+    max_share: float = field(default=0.5, metadata=MAY_CHANGE)
+    window: int = field(default=10, metadata=MAY_CHANGE)
 
     def __post_init__(self) -> None:
         check_choice("on_missing", self.on_missing, get_args(OnMissing))
@@ -69,36 +70,49 @@ def commonest_reason(rollouts: Sequence[Rollout]) -> str:
 
 @dataclass
 class MissingWatch:
-    """The shares of missing rewards in the last iterations; a part of a run's state.
+    """The shares of missing rewards in each task's last iterations; a part of a run's state.
+
+    Tasks are counted apart: where one judge of two is dead, the other's answers do not make up for it.
 
     Args:
         settings: see :class:`MissingSettings`.
     """
 
     settings: MissingSettings
-    shares: list[float] = field(default_factory=list, init=False)
+    shares: dict[str, list[float]] = field(default_factory=dict, init=False)
 
-    def observe(self, rollouts: Sequence[Rollout]) -> None:
+    def observe(self, rollouts: Mapping[str, Rollout]) -> None:
         """Count one iteration.
 
+        Args:
+            rollouts: of the tasks that it practises, by name.
+
         Raises:
-            TooManyMissing: the missing rewards of the window are too many, be it that the window is not over yet.
+            TooManyMissing: the missing rewards of a task's window are too many, be it that the window is not over yet.
         """
-        count = sum(len(rollout) for rollout in rollouts)
-        missing = sum(int(rollout.rewards.isnan().sum()) for rollout in rollouts)
-        self.shares = [*self.shares, missing / count][-self.settings.window :]
-        if sum(self.shares) > self.settings.max_share * self.settings.window:
-            raise TooManyMissing(
-                f"of the rewards of the last {len(self.shares)} iterations "
-                f"{sum(self.shares) / len(self.shares):.0%} are not available, most of the last ones because: "
-                f"{commonest_reason(rollouts) or 'no reason was given'}; mend the reward and --resume, or raise "
-                "--missing.max-share"
-            )
+        settings = self.settings
+        for task, rollout in rollouts.items():
+            share = int(rollout.rewards.isnan().sum()) / len(rollout)
+            self.shares[task] = shares = [*self.shares.get(task, ()), share][-settings.window :]
+            if sum(shares) > settings.max_share * settings.window:
+                raise TooManyMissing(
+                    f"{task}: of the rewards of its last {len(shares)} iterations {sum(shares) / len(shares):.0%} are "
+                    f"not available, most of the last ones because: "
+                    f"{commonest_reason([rollout]) or 'no reason was given'}; mend the reward and --resume, or raise "
+                    "--missing.max-share"
+                )
 
     def state_dict(self) -> dict[str, Any]:
-        """The shares, as JSON."""
-        return {"shares": list(self.shares)}
+        """The shares by task, as JSON."""
+        return {"shares": {task: list(shares) for task, shares in self.shares.items()}}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
-        self.shares = [float(share) for share in state["shares"]]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state, of a longer window too.
+
+        Checkpoints of earlier versions have the shares of all tasks together, of which nothing follows for one: tasks
+        are counted anew then.
+        """
+        found = state["shares"] if isinstance(state["shares"], Mapping) else {}
+        self.shares = {
+            task: [float(share) for share in shares][-self.settings.window :] for task, shares in found.items()
+        }

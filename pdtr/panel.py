@@ -7,14 +7,14 @@ of edges, blank), that grow alike within a group, or that leave an edit's source
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pdtr.evaluate import mean
-from pdtr.statistics import paired_bootstrap
+from pdtr.statistics import Interval, paired_bootstrap
 from rewards.agreement import spearman
 
 Images = NDArray[np.uint8]
@@ -111,11 +111,12 @@ def hacking_alarm(history: Sequence[Mapping[str, Any]], name: str = "") -> str:
     The last evaluation is compared with the one whose held-out reward was best so far, and with the first, prompt by
     prompt: the alarm goes off where the 95 % paired bootstrap interval of the held-out reward's change lies below 0 and
     that of the trained one's above. With the first too, because a reward that is hacked fast has risen by the time that
-    the held-out one is best, and then stands while that one falls (LOG.md, 2026-11-28).
+    the held-out one is best, and then stands while that one falls (LOG.md, 2026-11-30). What stages weigh by name may
+    rise where the total does not, so each of that may set it off too.
 
     Args:
         history: evaluations of one task on the same prompts, in order, each with "iteration", and "trained" and
-            "reward", the held-out one, [N] each.
+            "reward", the held-out one, [N] each; and "parts", what is weighed by name, [N] each, where there is any.
         name: of the held-out reward, where there are several.
     """
     if len(history) < 2:
@@ -125,13 +126,22 @@ def hacking_alarm(history: Sequence[Mapping[str, Any]], name: str = "") -> str:
     if all(np.isnan(means)):
         return ""
     which = f" ({name})" if name else ""
-    for since in (before[int(np.nanargmax(means))], before[0]):
+    for since in (before[index] for index in dict.fromkeys((int(np.nanargmax(means)), 0))):
         held_out = paired_bootstrap(last["reward"], since["reward"])
-        trained = paired_bootstrap(last["trained"], since["trained"])
-        if held_out.high < 0 < trained.low:
+        if not held_out.high < 0:  # NaN too
+            continue
+        for part, trained in _rises(last, since):
             return (
-                f"since iteration {since['iteration']} the trained reward rose by {trained.value:.3f} "
+                f"since iteration {since['iteration']} the trained reward{part} rose by {trained.value:.3f} "
                 f"[{trained.low:.3f}, {trained.high:.3f}] and the held-out one{which} fell by {-held_out.value:.3f} "
                 f"[{-held_out.high:.3f}, {-held_out.low:.3f}]: the reward is being hacked"
             )
     return ""
+
+
+def _rises(last: Mapping[str, Any], since: Mapping[str, Any]) -> Iterator[tuple[str, Interval]]:
+    """What is trained on and has risen between two evaluations, the total first."""
+    for part in ("", *last.get("parts", ())):
+        now, then = (entry.get("parts", {}).get(part) if part else entry["trained"] for entry in (last, since))
+        if then is not None and (change := paired_bootstrap(now, then)).low > 0:
+            yield f" ({part})" if part else "", change

@@ -64,7 +64,10 @@ def _draw(rows: list[tuple[str, list[str], list[NDArray[np.uint8]]]], count: int
     from matplotlib.figure import Figure
 
     count = min(count, *(len(images) for _, _, images in rows))
-    figure = Figure(figsize=(1.55 * count, 1.75 * len(rows)), dpi=110, layout="constrained")
+    # Several sources stand side by side: columns are that much wider, so that all pictures are of one scale.
+    shapes = [images[0].shape[1] / images[0].shape[0] for _, _, images in rows]
+    wide = max(shapes) / min(shapes)
+    figure = Figure(figsize=(1.55 * wide * count, 1.75 * len(rows)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.subplots(len(rows), count, squeeze=False)
     previous: list[str] = []
@@ -74,7 +77,7 @@ def _draw(rows: list[tuple[str, list[str], list[NDArray[np.uint8]]]], count: int
             axis.imshow(images[column], interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             if texts is not previous:
-                axis.set_title("\n".join(textwrap.wrap(texts[column], 22)), fontsize=7)
+                axis.set_title("\n".join(textwrap.wrap(texts[column], int(22 * wide))), fontsize=7)
         axes[line][0].set_ylabel(label.replace(": ", "\n"), fontsize=8)
         previous = texts
     figure.savefig(path)

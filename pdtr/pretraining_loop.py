@@ -11,7 +11,7 @@ import torch
 
 from pdtr import checkpoint
 from pdtr.logbook import json_line
-from pdtr.pretraining_run import StageRun
+from pdtr.pretraining_run import StageRun, described
 from pdtr.pretraining_state import restore_stage, save_policy, save_stage
 
 LOG = "losses.jsonl"
@@ -52,6 +52,7 @@ def pretrain_stage(
             report(f"resumed at step {run.step} from {last}")
         folder.mkdir(parents=True, exist_ok=True)
         _cut_log(folder / LOG, run.step)
+    _try_largest(run, report)
     for losses in run.steps():
         on_step(run.step, losses)
         is_last = run.step == config.num_steps
@@ -64,6 +65,16 @@ def pretrain_stage(
             save_stage(run)
     save_policy(run, folder / "policy")
     return folder / "policy"
+
+
+def _try_largest(run: StageRun, report: Callable[[str], None]) -> None:
+    """Before the first step of a sitting, whether memory holds what comes when resolutions have grown."""
+    if not run.largest or run.step == run.config.num_steps:
+        return
+    run.try_largest()
+    if run.processes.is_first:
+        sizes = " and ".join(described(*item) for item in run.largest.items())
+        report(f"memory holds the largest batches: {sizes}")
 
 
 def _log(run: StageRun, losses: Mapping[str, float], held_out: Mapping[str, float]) -> str:

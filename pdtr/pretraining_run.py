@@ -23,7 +23,7 @@ from agents.samplers import derive_seed
 from envs.scenes.pretraining import SupervisedBatch
 from pdtr.optimizers import muon_and_adamw, step_all
 from pdtr.pretraining_data import BatchSource
-from pdtr.pretraining_objective import flow_matching_loss, trained_modules
+from pdtr.pretraining_objective import flow_matching_loss, set_size, trained_modules
 from pdtr.pretraining_stages import StageConfig, learning_rate_scale
 
 _EVALUATED_AT_ONCE = 64
@@ -45,6 +45,7 @@ class StageRun:
         step: optimiser steps done, those left out for a gradient that was not finite among them.
         seconds: spent on them, over all sittings.
         num_skipped: how many were left out.
+        largest: batches as large as those of a task get, where resolutions grow; see :meth:`try_largest`.
 
     Raises:
         ValueError: the policy lacks what the stage trains, or holds it in less than float32; or Muon, which needs whole
@@ -59,6 +60,7 @@ class StageRun:
     step: int = 0
     seconds: float = 0.0
     num_skipped: int = 0
+    largest: Mapping[str, SupervisedBatch] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.modules = trained_modules(self.policy, self.config.stage)
@@ -162,6 +164,40 @@ class StageRun:
             torch.manual_seed(number)
             return flow_matching_loss(config, self.policy, task, batch, torch.Generator().manual_seed(number))
 
+    def try_largest(self) -> None:
+        """Forward and backward passes of ``largest``, thrown away: whether memory holds what comes late in the stage.
+
+        Weights, optimisers, the data's position and torch's generators stay as they are. All processes call it alike.
+
+        Raises:
+            ValueError: it does not.
+        """
+        device, size = self.policy.device, self.policy.image_size
+        # What AdamW holds from its first step on.
+        there = {parameter for optimizer in self.optimizers for parameter in optimizer.state}
+        moments = [torch.empty_like(p) for p in self.parameters if p not in there for _ in range(2)]
+        # Twice, for from the second batch on there are gradients beside the activations.
+        batches = [item for _ in range(2) for item in self.largest.items()]
+        try:
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                for number, (task, batch) in enumerate(batches, start=1):
+                    is_last = number == len(batches)
+                    sum_after_backward(self.policy.transformer, is_last or not self.config.sum_gradients_once)
+                    loss = self.loss_scale.scaled(self._loss(self.config, task, batch, ("largest", number)))
+                    loss.backward()  # type: ignore[no-untyped-call]
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"--batches.batch-size: expected memory for the stage's largest batch, {described(task, batch)}, got "
+                f"too little ({str(error).splitlines()[0]}); give a smaller one, or --batches.resolution.batch-sizes"
+            ) from error
+        finally:
+            del moments
+            for parameter in self.parameters:
+                parameter.grad = None
+            set_size(self.policy, size)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+
     @torch.no_grad()
     def held_out_losses(self) -> dict[str, float]:
         """The loss of each held-out batch, with its own sigmas and noise and no dropout."""
@@ -173,6 +209,12 @@ class StageRun:
             sizes = [len(part.texts) for part in parts]
             found[task] = float(np.average([loss.item() for loss in losses], weights=sizes))
         return found
+
+
+def described(task: str, batch: SupervisedBatch) -> str:
+    """A batch's size, to read."""
+    count, height, width, _ = batch.targets.shape
+    return f"{count} of {task} at {height} x {width}"
 
 
 def _parts(batch: SupervisedBatch) -> Iterator[SupervisedBatch]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pdtr.config import TrainConfig
 
 Sharding = Literal["none", "fsdp2"]
+WAY_ON = "the run goes on with --resume from its last checkpoint"
 # How long it may take to ask the launcher's store, when an error is about to be printed.
 _STORE_SECONDS = 10
 
@@ -125,17 +126,22 @@ def check_shares(num_chunks: int, config: TrainConfig, processes: Processes) -> 
 
 
 @contextmanager
-def losses_explained(processes: Processes, settings: ProcessSettings) -> Iterator[None]:
+def losses_explained(processes: Processes, settings: ProcessSettings, way_on: str = WAY_ON) -> Iterator[None]:
     """Turn what is noticed when another process is gone into :class:`ProcessLost`.
 
     That is an error of a collective operation, or the SIGTERM by which a launcher ends the processes that are left.
+
+    Args:
+        processes: all of them.
+        settings: how long they wait for each other.
+        way_on: how to go on, for the message.
     """
     if processes.count == 1:
         yield
         return
     lost = ProcessLost(
         f"expected all {processes.count} processes to go on, but one has ended or was silent for "
-        f"{settings.timeout:g} s; what it said is above, the run goes on with --resume from its last checkpoint"
+        f"{settings.timeout:g} s; what it said is above, {way_on}"
     )
     try:
         with _terminated_by(lost):

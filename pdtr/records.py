@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pdtr.config import TrainConfig
 from pdtr.evaluate import Evaluation
@@ -13,7 +14,9 @@ from pdtr.logbook import Logbook
 from pdtr.panel import hacking_alarm
 from pdtr.progress import Progress
 from pdtr.report_data import read_run
+from pdtr.stage_ends import drop_stage_ends
 from pdtr.tasks import Task
+from rewards.base import Prompt
 
 
 class Records:
@@ -52,8 +55,7 @@ class Records:
             return
         for name, task in tasks.items():
             shown = task.final[: self._num_grid]
-            sources = [prompt.source_images[0] for prompt in shown if prompt.source_images]
-            self._logbook.prompts(name, [prompt.text for prompt in shown], np.stack(sources) if sources else None)
+            self._logbook.prompts(name, [prompt.text for prompt in shown], _sources(shown))
 
     def warn(self, text: str) -> None:
         """Say something that has to be seen."""
@@ -61,6 +63,17 @@ class Records:
             self._progress.warn(text)
 
     def truncate(self, iteration: int) -> None:
-        """Drop what was noted after an iteration."""
+        """Drop what was noted after an iteration, and what was kept of stages that ended after it."""
         if self._logbook is not None:
             self._logbook.truncate(iteration)
+            drop_stage_ends(self._folder / "checkpoints", iteration)
+
+
+def _sources(prompts: Sequence[Prompt]) -> NDArray[np.uint8] | None:
+    """The sources of each prompt side by side, uint8 [n, H, K W, 3], white where it has fewer; None without any."""
+    rows = [np.concatenate(prompt.source_images, axis=1) for prompt in prompts if prompt.source_images]
+    if not rows:
+        return None
+    widest = max(row.shape[1] for row in rows)
+    margins = [((0, 0), (0, widest - row.shape[1]), (0, 0)) for row in rows]
+    return np.stack([np.pad(row, margin, constant_values=255) for row, margin in zip(rows, margins, strict=True)])

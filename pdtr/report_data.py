@@ -83,7 +83,8 @@ class RunRecord:
 
         Returns:
             Under "" what the task is measured by, where it is trained on another reward, and under their names the
-            members of the trained reward that are only logged: "iteration", and "trained" and "reward", [N] each.
+            members of the trained reward that are only logged: "iteration", and "trained" and "reward", [N] each, and
+            "parts", by name what stages weigh of the trained one.
         """
         rows = [row for row in self.evaluations if (row.get("task"), row.get("set")) == (task, "tune")]
         found: dict[str, list[dict[str, Any]]] = {}
@@ -91,16 +92,18 @@ class RunRecord:
             scores = self.scores(row) or {}
             others = {name.partition("/")[2]: name for name in scores if name.startswith(f"{HELD_OUT}/")}
             others |= {"": REWARD} if TRAINED in scores else {}
+            parts = {key.partition("/")[2]: scores[key] for key in scores if key.startswith(f"{TRAINED}/")}
             for name, key in others.items():
                 trained = scores.get(TRAINED, scores[REWARD])
-                entry = {"iteration": row["iteration"], "trained": trained, "reward": scores[key]}
+                entry = {"iteration": row["iteration"], "trained": trained, "parts": parts, "reward": scores[key]}
                 found.setdefault(name, []).append(entry)
         return found
 
     def measure(self, task: str) -> Measure:
-        """What counts as success in a task's evaluations."""
+        """What counts as success in a task's evaluations; one without any answer does not say."""
         rows = [row for row in self.evaluations if row.get("task") == task]
-        return Measure(success_of(rows[-1]) if rows else STRICT)
+        known = [row for row in rows if row.get("strict") == row.get("strict")]
+        return Measure(success_of((known or rows)[-1]) if rows else STRICT)
 
     def note(self, problem: str) -> None:
         """Note a problem once."""

@@ -123,6 +123,7 @@ def agreement_curve(run: RunRecord, task: str, rivals: Mapping[str, Sequence[Map
 
 def metric_curve(run: RunRecord, names: Mapping[str, str]) -> str:
     """Curves of some metrics over iterations in one small figure; ``names`` gives each its legend."""
+    names = {name: _shortened(label) for name, label in names.items()}
     num_columns = max(1, min(3, _LEGEND_LETTERS // max(map(len, names.values()))))
     num_rows = math.ceil(len(names) / num_columns)
     with _style():
@@ -140,6 +141,12 @@ def metric_curve(run: RunRecord, names: Mapping[str, str]) -> str:
         if len(names) > 1:
             axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=num_columns, fontsize=8, columnspacing=1.2)
         return _svg(figure)
+
+
+def _shortened(label: str) -> str:
+    """A label that fits into a small figure's legend; its two ends tell labels apart."""
+    half = (_LEGEND_LETTERS - 1) // 2
+    return label if len(label) <= _LEGEND_LETTERS else f"{label[:half]}…{label[-half:]}"
 
 
 def skill_figure(skills: Sequence[str], columns: Mapping[str, Mapping[str, Any]], measure: Measure) -> str:

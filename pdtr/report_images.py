@@ -87,12 +87,19 @@ def _card(
     scores: Mapping[str, Mapping[str, Any] | None],
 ) -> str:
     text = texts[index] if index < len(texts) else _first_id(index, scores)
+    single = min(found[index].shape[1] for found in columns.values())
     images = "".join(
-        f'<figure><img src="{data_uri(found[index])}" alt="{escape(label)}: {escape(text)}">'
+        f"<figure{_wide(found[index].shape[1] // single)}>"
+        f'<img src="{data_uri(found[index])}" alt="{escape(label)}: {escape(text)}">'
         f"<figcaption>{escape(label)}{_mark(index, scores.get(label))}</figcaption></figure>"
         for label, found in columns.items()
     )
     return f'<div class="card sample"><p>{escape(text)}</p><div class="row">{images}</div></div>'
+
+
+def _wide(count: int) -> str:
+    """Has a figure of several pictures side by side show each as large as a single one."""
+    return f' style="--pictures: {count}"' if count > 1 else ""
 
 
 def _mark(index: int, scores: Mapping[str, Any] | None) -> str:

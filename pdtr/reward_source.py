@@ -18,7 +18,8 @@ class RewardSource(Protocol):
     """Makes rewards for a run.
 
     A frozen dataclass: its fields are flags and stand in the run's ``config.json``. A run is resumed with the same
-    values of them, but for fields that are marked ``field(..., metadata={"may_change": True})``, such as an address.
+    values of them, but for fields that are marked ``field(..., metadata={"may_change": True})``, such as an address,
+    and for those that an attribute ``unused_settings`` names, where the source has one: what is asked by nobody.
     """
 
     def make_rewards(self) -> Mapping[str, Reward]:

@@ -53,7 +53,10 @@ def policy_folder(folder: Path | None = None) -> Path:
     if (folder / "policy").is_dir():
         return folder / "policy"
     if (folder / "checkpoints").is_dir():
-        raise ValueError(f"{folder}: expected a finished run, got one without a policy yet; finish it with --resume")
+        raise ValueError(
+            f"{folder}: expected a finished run, got one without a policy yet; finish it with --resume, or take the "
+            f"policy of a checkpoint: pdtr export {folder}"
+        )
     return folder
 
 

@@ -7,7 +7,7 @@ A source is a frozen dataclass, as a ``RewardSource`` is: its fields are flags o
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -81,7 +81,8 @@ class PromptFileTasks:
         edit_held_out_reward: that of editing.
         image_root: folder that pictures' paths start from; each file's own when empty.
         image_size: height and width in pixels; sources are cropped in the middle and resized.
-        edit_sources: pictures of an instruction, for models that take several; rows with another number are left out.
+        edit_sources: pictures of an instruction, for models that take several; rows with another number are left out,
+            and a judge has to take so many and the edited one in a request (pdtr judge serve --max-images).
         success: the reward's component that evaluations count as success; its total where it has none of the name.
         seed: of the choice of held-out prompts.
     """
@@ -114,7 +115,8 @@ class PromptFileTasks:
 
         Raises:
             FileNotFoundError: a file is not there.
-            ValueError: there is no file at all, a task has no reward or too few prompts, or a file no good row.
+            ValueError: there is no file at all, a task has no reward or too few prompts, a file no good row, or a judge
+                does not take so many pictures.
         """
         from pdtr.tasks import Task
 
@@ -122,6 +124,7 @@ class PromptFileTasks:
         given = self._given(rewards)
         # A reward that cannot be had is said before files are read.
         chosen = {files.task: (self._trained(files, rewards), self._measured(files)) for files in given}
+        self._check_judges(chosen.get("edit", ()))
         tasks = {}
         for files in given:
             name, (trained, measured) = files.task, chosen[files.task]
@@ -172,6 +175,16 @@ class PromptFileTasks:
             return None
         return load_reward(files.held_out_reward)
 
+    def _check_judges(self, chosen: Sequence[Reward | None]) -> None:
+        """Have the judges of edits show that they take as many pictures, where a request has more than were tried."""
+        if self.edit_sources == 1:
+            return
+        from rewards.judges.check import judges_of, try_out
+
+        for judge in (judge for reward in chosen if reward is not None for judge in judges_of(reward)):
+            if "source" in judge.template.placeholders:
+                try_out(judge, self.edit_sources)
+
     def _prompts(self, files: _Files, evaluation: EvaluationConfig) -> tuple[list[Prompt], list[Prompt], RecordPool]:
         """Held-out prompts for the curves and for the table, and the pool to train on."""
         num_tune, num_final = evaluation.num_prompts, evaluation.num_final_prompts
@@ -190,13 +203,17 @@ class PromptFileTasks:
 
     def _pool(self, task: str, path: Path) -> RecordPool:
         """The prompts of a file; what a source asks of every row is asked here."""
-        from envs.data.prompts import prompts_from_records
+        from envs.data.prompts import OtherSourcesError, prompts_from_records
         from envs.data.records import RecordSet
 
         kind: Literal["t2i_prompt", "edit_prompt"] = "t2i_prompt" if task == "t2i" else "edit_prompt"
         count = self.edit_sources if task == "edit" else None
         records = RecordSet((str(path),), image_root=self.image_root)
-        pool = prompts_from_records(records, kind, self.image_size, num_sources=count)
+        try:
+            pool = prompts_from_records(records, kind, self.image_size, num_sources=count)
+        except OtherSourcesError as error:
+            fix = f"--tasks.edit-sources {error.found} takes those, or name another file"
+            raise ValueError(f"{error}; {fix}") from error
         if pool.problems.num_bad:
             counts = f"{pool.problems.num_bad} of {pool.problems.num_rows} rows"
             logger.warning("%s: %s are left out; the first: %s", path, counts, pool.problems.first[0])

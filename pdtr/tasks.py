@@ -36,6 +36,8 @@ class Task:
             its total is shown instead.
         held_out_reward: scores evaluations in place of ``reward``; it is never trained on. What the trained reward says
             of the same images is kept beside it, as the component ``TRAINED``.
+        weighed: components of ``reward`` that stages weigh by name, which evaluations keep too.
+        is_ground_truth: whether ``reward`` is what is wanted itself, so that nothing need be held against it.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Task:
     image_size: tuple[int, int]
     success: str = "strict"
     held_out_reward: Reward | None = None
+    weighed: tuple[str, ...] = ()
+    is_ground_truth: bool = False
 
     def __post_init__(self) -> None:
         from rewards.base import reward_name, reward_traits
@@ -74,7 +78,7 @@ class Task:
 
         reward = self.reward
         if is_evaluation and self.held_out_reward is not None:
-            reward = _measured(self.held_out_reward, self.reward, self.held_out_members)
+            reward = _measured(self.held_out_reward, self)
         kwargs: dict[str, Any] = {"reward": reward, "prompts": self.pool, "image_size": self.image_size}
         mode = gymnasium.VectorizeMode.VECTOR_ENTRY_POINT
         return [
@@ -100,33 +104,55 @@ def check_groups(tasks: Mapping[str, Task], group_size: int, chunk_size: int) ->
             )
 
 
+def check_held_out(tasks: Mapping[str, Task], weights: Mapping[str, float]) -> None:
+    """Check that what is held out is not trained on by the way of a stage's weights.
+
+    Raises:
+        ValueError: a member of a task's reward that is only logged, or a component of one, has a weight other than 0.
+    """
+    for task in tasks.values():
+        for name in (name for name, weight in weights.items() if weight):
+            if any(name == member or name.startswith(f"{member}/") for member in task.held_out_members):
+                raise ValueError(
+                    f"reward_weights: expected no weight of {name!r}, which is held out of the reward of task "
+                    f"{task.name!r}, got {weights[name]:g}; leave it out, or make it a member that is trained on"
+                )
+
+
 def unwatched(task: Task) -> str:
     """Why nothing will warn of a task's reward being hacked; empty where something may."""
     from rewards.base import reward_name, reward_traits
 
     if reward_traits(task.reward).scope != "group":
-        return ""
+        if task.held_out_reward is not None or task.held_out_members or task.is_ground_truth:
+            return ""
+        return (
+            f"{task.name}: no alarm of reward hacking, for nothing is held out: name another reward that is only "
+            "measured (--tasks.t2i-held-out-reward, --tasks.edit-held-out-reward, or WeightedSum(held_out=...))"
+        )
     return (
         f"{task.name}: no alarm of reward hacking, for {reward_name(task.reward)} compares the images of a group and "
         "evaluations draw one image a prompt; watch the held-out reward's own curve"
     )
 
 
-def _measured(held_out: Reward, trained: Reward, members: Sequence[str]) -> Reward:
-    """The held-out reward with the trained one, and its unweighed members, as components.
+def _measured(held_out: Reward, task: Task) -> Reward:
+    """The held-out reward with a task's trained one as components: its total, what is weighed, and what is only logged.
 
     Without them where the trained one compares groups: an evaluation draws one image a prompt.
     """
     from rewards.base import Images, Scores, reward_traits
     from rewards.scoring import score
 
+    trained = task.reward
     if reward_traits(trained).scope == "group":
         return held_out
 
     def measured(images: Images, prompts: Sequence[Prompt]) -> Scores:
         found = score(held_out, images, prompts)
         proxy = score(trained, images, prompts)
-        own = {TRAINED: proxy.total, **{name: proxy.components[name] for name in members}}
+        own = {TRAINED: proxy.total, **{name: proxy.components[name] for name in task.held_out_members}}
+        own |= {f"{TRAINED}/{name}": proxy.components[name] for name in task.weighed if name in proxy.components}
         return Scores(found.total, {**found.components, **own}, found.reasons)
 
     return measured
@@ -155,9 +181,10 @@ def scenes_tasks(num_tune: int, num_final: int, rewards: Mapping[str, Reward] | 
         tune = suite("held_out", num_tune, _TUNE_SEED)
         final = _disjoint(suite, num_final, tune)
         pool = ScenesPool(name, "train")
-        tasks[name] = Task(name, pool, truth[name], tune, final, (CANVAS, CANVAS))
+        tasks[name] = Task(name, pool, truth[name], tune, final, (CANVAS, CANVAS), is_ground_truth=True)
         if rewards and name in rewards:
-            tasks[name] = replace(tasks[name], reward=rewards[name], held_out_reward=truth[name])
+            own: dict[str, Any] = {"reward": rewards[name], "held_out_reward": truth[name], "is_ground_truth": False}
+            tasks[name] = replace(tasks[name], **own)
     return tasks
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,10 @@ from agents.samplers import derive_seed
 from agents.sharing import gather_rollouts, shares
 from agents.types import Rollout
 from pdtr import checkpoint
+from pdtr.adaptive import Adaptive
 from pdtr.aggregation import summed, weighted
-from pdtr.config import TrainConfig
-from pdtr.curriculum import Plan, TaskBatch
+from pdtr.config import TrainConfig, weighed_components
+from pdtr.curriculum import Plan, StageCurriculum, TaskBatch
 from pdtr.evaluate import Evaluation, evaluation_draw, evaluation_of
 from pdtr.metrics import evaluation_row, rollout_metrics, statistics_metrics
 from pdtr.missing import MissingWatch, commonest_reason, masked
@@ -40,7 +41,8 @@ from pdtr.panel import panel_metrics
 from pdtr.processes import check_shares
 from pdtr.progress import Progress
 from pdtr.records import Records
-from pdtr.tasks import Task, check_groups, unwatched
+from pdtr.stage_ends import save_stage_end
+from pdtr.tasks import Task, check_groups, check_held_out, unwatched
 
 
 @dataclass
@@ -80,6 +82,9 @@ class Trainer:
         progress: Progress,
         processes: Processes = ALONE,
     ) -> None:
+        weighed = weighed_components(config.curriculum)
+        check_held_out(tasks, weighed)
+        tasks = {name: replace(task, weighed=tuple(weighed)) for name, task in tasks.items()}
         self.config, self.tasks, self.policy, self.processes = config, tasks, policy, processes
         check_groups(tasks, config.group_size, config.chunk_size)
         check_shares(config.num_prompts * config.group_size // config.chunk_size, config, processes)
@@ -108,7 +113,9 @@ class Trainer:
             started = time.monotonic()
             rng = np.random.default_rng(derive_seed(self.config.seed, "propose", self.run.iteration))
             plan = self.curriculum.propose(pools, self.config.num_prompts, rng)
+            check_held_out(self.tasks, plan.reward_weights if plan else {})
             if self.run.stage_name and (plan is None or plan.starts_stage):
+                self._keep_stage_end()
                 self._evaluate_all("final", f"after {self.run.stage_name}")
                 started = time.monotonic()
             if plan is None:
@@ -149,8 +156,8 @@ class Trainer:
     def _with_advantages(self, plan: Plan, rollouts: list[Rollout]) -> list[Rollout]:
         """The plan's rewards, as they are logged, and the advantages that the algorithm makes of them."""
         logged = summed(rollouts, plan.reward_weights, self.config.aggregation)
-        self.missing.observe(logged)
-        compared = weighted(rollouts, plan.reward_weights, self.config.aggregation)
+        self.missing.observe({part.task: rollout for part, rollout in zip(plan.parts, logged, strict=True)})
+        compared = weighted(rollouts, plan.reward_weights, self.config.aggregation, self.config.reward_std_floor)
         advantages, on_missing = self.learner.algorithm.advantages, self.config.missing.on_missing
         return [
             masked(rollout, on_missing).with_advantages(advantages(masked(other, on_missing)))
@@ -158,7 +165,7 @@ class Trainer:
         ]
 
     def _start_stage(self, plan: Plan) -> None:
-        if plan.reset_reference:
+        if plan.reset_reference and needs_reference(self.config):
             self.weights.blend("reference", 0.0)
         if not plan.keep_optimizer:
             self.learner.optimizer = make_optimizer(self.config, self.weights)
@@ -222,7 +229,7 @@ class Trainer:
         with torch.no_grad(), self.weights.use(self.evaluated_version):
             own = collect(self.policy, envs, padded, draw, settings.sampler, share)
         (rollout,) = gather_rollouts([own], self.processes, settings.num_grid)
-        return evaluation_of(rollout, prompts, task.success, task.held_out_members)
+        return evaluation_of(rollout, prompts, task.success, task.held_out_members, task.weighed)
 
     def save_checkpoint(self) -> Path:
         """Write everything that the run's continuation depends on, whole, for any number of processes."""
@@ -248,10 +255,27 @@ class Trainer:
             checkpoint.prune(folder, self.config.keep_checkpoints)
         return path
 
+    def _keep_stage_end(self) -> None:
+        """Keep the weights that are evaluated now that a stage has ended: checkpoints are deleted in time."""
+        version = self.evaluated_version
+        own = {f"weights.{name}": t for name, t in self.weights.state().items() if name.startswith(f"{version}.")}
+        tensors = gathered(own, self.processes.is_first)
+        if self.processes.is_first:
+            folder = self.config.output_dir / "checkpoints"
+            save_stage_end(folder, tensors, self.run.iteration, self.run.stage_name, version)
+
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint; the logs are cut back to it."""
-        state = checkpoint.load_state(path)
-        self.weights.load_state(_part(state.tensors, "weights."))
+        # One process checks for all: hashing takes minutes where there are billions of weights.
+        self.processes.agree(lambda: checkpoint.check_state(path))
+        state = checkpoint.load_state(path, is_checked=True)
+        weights = _part(state.tensors, "weights.")
+        if needs_reference(self.config) and not _part(weights, "reference."):
+            raise ValueError(
+                f"{path}: expected the reference's weights, which a KL is measured to, got none: no stage had a KL "
+                "when it was written; leave kl_coef at 0, or start another run from this one's policy"
+            )
+        self.weights.load_state(weights)
         self.curriculum.load_state_dict(state.meta["curriculum"])
         self.missing.load_state_dict(state.meta["missing"])
         self.learner.num_updates = int(state.meta["num_updates"])
@@ -268,7 +292,7 @@ class Trainer:
 def make_weights(config: TrainConfig, policy: FlowPolicy, is_sharded: bool = False) -> PolicyWeights:
     """Adapters or full weights, with the versions that the algorithm and the evaluation need."""
     acting, averaged = config.algorithm.acting_version, config.learner.ema_decay > 0
-    versions: tuple[Version, ...] = ("reference",)
+    versions: tuple[Version, ...] = ("reference",) if needs_reference(config) else ()
     versions += ("old",) if acting == "old" else ()
     versions += ("ema",) if averaged else ()
     if config.lora is not None:
@@ -276,10 +300,25 @@ def make_weights(config: TrainConfig, policy: FlowPolicy, is_sharded: bool = Fal
     return FullWeights(policy, versions, is_sharded)
 
 
+def needs_reference(config: TrainConfig) -> bool:
+    """Whether the algorithm compares with the reference in any stage; of unknown curricula it is not known, so yes."""
+    curriculum = config.curriculum
+    while isinstance(curriculum, Adaptive):
+        curriculum = curriculum.inner
+    if not isinstance(curriculum, StageCurriculum):
+        return True
+    return any(changed(config.algorithm, stage.algorithm).needs_reference for stage in curriculum.as_stages())
+
+
 def make_optimizer(config: TrainConfig, weights: PolicyWeights) -> torch.optim.Optimizer:
-    """AdamW over what is trained."""
+    """AdamW over what is trained, in one kernel where all of it is on a GPU."""
+    parameters = weights.parameters()
     return torch.optim.AdamW(
-        weights.parameters(), lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=config.weight_decay
+        parameters,
+        lr=config.learning_rate,
+        betas=(0.9, 0.999),
+        weight_decay=config.weight_decay,
+        fused=all(parameter.is_cuda for parameter in parameters) or None,
     )
 
 

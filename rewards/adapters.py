@@ -21,6 +21,7 @@ from rewards.foreign import (
     Foreign,
     after,
     as_float_tensor,
+    as_json,
     as_numbers,
     as_pil,
     as_scores,
@@ -29,6 +30,7 @@ from rewards.foreign import (
     chosen_from,
     column_value,
     gathered,
+    has_parameter,
     is_number,
     is_number_per_image,
     metadata_dicts,
@@ -121,8 +123,9 @@ def from_flow_factory(model: Foreign, traits: RewardTraits = _PLAIN) -> Reward:
     """A reward model of Flow-Factory: ``model(prompt=, image=, condition_images=)`` with ``.rewards`` in its answer.
 
     ``image`` is a list of PIL images, ``condition_images`` a list of each sample's source images, or None where no
-    prompt has one. A model with ``use_tensor_inputs`` gets tensors [3, H, W] in [0, 1]. Entries of ``extra_info`` that
-    are one number an image become components; all others are left out.
+    prompt has one. A model with ``use_tensor_inputs`` gets tensors [3, H, W] in [0, 1]. One that takes ``metadata``, or
+    has it among its ``required_fields``, gets each prompt's as JSON, as Flow-Factory hands on a data set's columns.
+    Entries of ``extra_info`` that are one number an image become components; all others are left out.
 
     Args:
         model: the reward model. A groupwise one needs traits of group scope: ``RewardTraits(scope="group")``.
@@ -132,7 +135,9 @@ def from_flow_factory(model: Foreign, traits: RewardTraits = _PLAIN) -> Reward:
         ValueError: here, if the model cannot be called so or is groupwise and the traits are not; when called, if it
             does not return one number an image.
     """
-    name = check_callable(model, prompt=None, image=None, condition_images=None)
+    takes_metadata = "metadata" in getattr(model, "required_fields", ()) or has_parameter(model, "metadata")
+    known = {"metadata": None} if takes_metadata else {}
+    name = check_callable(model, prompt=None, image=None, condition_images=None, **known)
     if traits.scope != "group" and any(base.__name__ == "GroupwiseRewardModel" for base in type(model).__mro__):
         raise ValueError(f"traits: expected group scope for {name}, which is groupwise, got {traits.scope!r}")
     picture = as_float_tensor if getattr(model, "use_tensor_inputs", False) else as_pil
@@ -143,6 +148,7 @@ def from_flow_factory(model: Foreign, traits: RewardTraits = _PLAIN) -> Reward:
             prompt=texts(prompts),
             image=[picture(image) for image in batch],
             condition_images=sources if any(sources) else None,
+            **({"metadata": [as_json(name, prompt) for prompt in prompts]} if takes_metadata else {}),
         )
         return after(answer, partial(_flow_factory_scores, name, len(batch)))
 

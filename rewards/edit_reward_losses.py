@@ -30,7 +30,9 @@ def regression_loss(rewards: Tensor, scores: Tensor) -> Tensor:
     return (rewards - scores).square().mean()
 
 
-def bradley_terry_loss(chosen: Tensor, rejected: Tensor, weights: Tensor, temperature: float = 1.0) -> Tensor:
+def bradley_terry_loss(
+    chosen: Tensor, rejected: Tensor, weights: Tensor, temperature: float = 1.0, norm: Tensor | None = None
+) -> Tensor:
     """``-sum_i w_i ln sigmoid((r_chosen - r_rejected)_i / temperature) / sum_i w_i``; 0 where all weights are.
 
     Bradley and Terry (1952), as in Ouyang et al. (arXiv:2203.02155), Eq. 1. Differs: a temperature, because the
@@ -41,6 +43,8 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, weights: Tensor, temper
         rejected: of the worse ones, [P].
         weights: of the pairs, [P], at least 0; a tie has 0.
         temperature: the difference that counts as 1.
+        norm: what the sum is divided by in place of ``sum_i w_i``, []. Where a batch is dealt to several processes it
+            is the mean of theirs: the mean of their losses is then the loss of the whole batch.
 
     Returns:
         [].
@@ -57,4 +61,4 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, weights: Tensor, temper
         raise ValueError(f"temperature: expected a number above 0, got {temperature}")
     losses = -nn.functional.logsigmoid((chosen - rejected) / temperature)
     # Without a pair that counts the sum is 0 already.
-    return (weights * losses).sum() / weights.sum().clamp(min=1e-8)
+    return (weights * losses).sum() / (weights.sum() if norm is None else norm).clamp(min=1e-8)

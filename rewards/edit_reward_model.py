@@ -78,7 +78,8 @@ class EditRewardModel(Qwen2_5_VLPreTrainedModel):  # type: ignore[no-untyped-cal
         ).last_hidden_state
         last = attention_mask.sum(dim=1) - 1
         pooled = states[torch.arange(len(states), device=states.device), last]
-        return SequenceClassifierOutput(logits=self.score(pooled).float())
+        # The head may be kept in float32 over weights in bfloat16.
+        return SequenceClassifierOutput(logits=self.score(pooled.to(self.score.weight.dtype)).float())
 
     @torch.no_grad()
     def rewards(self, batch: Mapping[str, Tensor]) -> NDArray[np.float32]:
@@ -89,8 +90,15 @@ class EditRewardModel(Qwen2_5_VLPreTrainedModel):  # type: ignore[no-untyped-cal
         return said
 
 
-def load_model(source: str | Path, dtype: torch.dtype = torch.float32) -> EditRewardModel:
+def load_model(
+    source: str | Path, dtype: torch.dtype = torch.float32, dimensions: Sequence[str] = ()
+) -> EditRewardModel:
     """A model of this class from a folder or a name on the hub, ready to score.
+
+    Args:
+        source: any Qwen2.5-VL checkpoint.
+        dtype: of the weights.
+        dimensions: of a head that is new, the total last; a checkpoint of the class keeps the head that it has.
 
     Raises:
         ValueError: it is no Qwen2.5-VL checkpoint, or its files are damaged.
@@ -110,12 +118,19 @@ def load_model(source: str | Path, dtype: torch.dtype = torch.float32) -> EditRe
             f"{source}: expected a checkpoint of the Qwen2.5-VL class, got one of {config.model_type!r}; "
             "for instance Qwen/Qwen2.5-VL-7B-Instruct"
         )
+    if dimensions and not has_head(config):
+        config.reward_dimensions = list(dimensions)
     try:
-        model: EditRewardModel = EditRewardModel.from_pretrained(str(source), dtype=dtype)
+        model: EditRewardModel = EditRewardModel.from_pretrained(str(source), config=config, dtype=dtype)
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{source}: expected the weights of its configuration, got damaged ones ({error})") from error
     model.train(False)
     return model
+
+
+def has_head(config: Any) -> bool:
+    """Whether a checkpoint of this configuration has a trained head: it is one of this class."""
+    return EditRewardModel.__name__ in (config.architectures or ())
 
 
 def make_head(model: EditRewardModel, means: Sequence[float]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import combinations, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 # A pair whose totals differ by less says nothing about which is better: its weight is 0, its scores still count.
 LEAST_DIFFERENCE = 0.05
-# Prompts whose pairs are shuffled together: a stream is only ever shuffled within a window.
-_WINDOW = 2048
+# Prompts whose pairs are shuffled together, and bytes of their pictures: a stream is shuffled within a window alone.
+_WINDOW, _WINDOW_BYTES = 2048, 2**30
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,35 @@ def make_pairs(edits: Sequence[ScoredEdit], rng: np.random.Generator) -> list[Pa
     return [_pair(first, second) for first, second in zip(order[::2], order[1::2], strict=True)]
 
 
-def stream_pairs(folder: Path, split: str, seed: int) -> Iterator[Pair]:
-    """The pairs of a split without end, paired and shuffled anew in each pass; edits of a prompt must lie together."""
+def stream_pairs(folder: Path, split: str, seed: int, scored: bool = True) -> Iterator[Pair]:
+    """The pairs of a split without end, paired and shuffled anew in each pass; edits of a prompt must lie together.
+
+    Without ``scored`` edits may have ranks in place of scores, and there are only pairs that say which is better.
+    """
     num_passes = 0
     while True:
         rng = np.random.default_rng((seed, num_passes))
-        yield from _shuffled(_groups(read_edits(folder, split)), rng)
+        pairs = _shuffled(_groups(read_edits(folder, split, scored)), rng)
+        yield from (pair for pair in pairs if scored or pair.weight)
         num_passes += 1
 
 
-def count_edits(folder: Path, split: str) -> int:
-    """How many usable edits a split has; logs those that are not."""
-    return sum(1 for _ in read_edits(folder, split))
+def count_edits(folder: Path, split: str, scored: bool = True, inputs: EditInputs | None = None) -> int:
+    """How many edits of a split :func:`stream_pairs` uses; logs those that cannot be used.
+
+    Raises:
+        ValueError: ``inputs`` cannot read an edit, or edits need no scores and nothing is said of which is better.
+    """
+    edits = (_readable(edit, f"{folder}, split {split}", inputs) for edit in read_edits(folder, split, scored))
+    if scored:
+        return sum(1 for _ in edits)
+    count = sum(len(group) for group in _groups(edits) if any(_pair(*two).weight for two in combinations(group, 2)))
+    if not count:
+        raise ValueError(
+            f"{folder}, split {split}: expected prompts with a better and a worse edit, got none; write the edits of a "
+            "prompt side by side, with one prompt_id and ranks (or totals) that differ"
+        )
+    return count
 
 
 def collate(pairs: Sequence[Mapping[str, Any]], inputs: EditInputs, dimensions: Sequence[str]) -> dict[str, Tensor]:
@@ -62,23 +79,36 @@ def collate(pairs: Sequence[Mapping[str, Any]], inputs: EditInputs, dimensions: 
     Args:
         pairs: P mappings with the :class:`Pair` under ``"pair"``.
         inputs: what the model reads.
-        dimensions: of the model.
+        dimensions: of the model; none where scores are not looked at.
 
     Returns:
-        The model's arguments for 2 P edits, ``scores`` [2 P, D] and ``pair_weights`` [P].
+        The model's arguments for 2 P edits, ``pair_weights`` [P] and, where there are dimensions, ``scores`` [2 P, D].
     """
     import torch
 
     made: list[Pair] = [entry["pair"] for entry in pairs]
     edits = [pair.chosen for pair in made] + [pair.rejected for pair in made]
     batch = inputs([e.instruction for e in edits], [e.source for e in edits], [e.image for e in edits])
-    scores = torch.tensor([[edit.scores[name] for name in dimensions] for edit in edits])
-    return {**batch, "scores": scores, "pair_weights": torch.tensor([pair.weight for pair in made])}
+    batch["pair_weights"] = torch.tensor([pair.weight for pair in made])
+    if dimensions:
+        batch["scores"] = torch.tensor([[edit.scores[name] for name in dimensions] for edit in edits])
+    return batch
+
+
+def _readable(edit: ScoredEdit, where: str, inputs: EditInputs | None) -> ScoredEdit:
+    reason = inputs.unfit(edit.instruction, (edit.source, edit.image)) if inputs else ""
+    if reason:
+        raise ValueError(f"{where}: edit {edit.id or edit.prompt_id!r} cannot be read: {reason}; or leave it out")
+    return edit
 
 
 def _pair(first: ScoredEdit, second: ScoredEdit) -> Pair:
-    difference = first.scores["total"] - second.scores["total"]
-    chosen, rejected = (first, second) if difference >= 0 else (second, first)
+    """The better one first: by rank where both have one, else by total; without either neither is better."""
+    if first.rank is not None and second.rank is not None:
+        difference = float(second.rank - first.rank)
+    else:
+        difference = first.total - second.total
+    chosen, rejected = (second, first) if difference < 0 else (first, second)
     return Pair(chosen, rejected, float(abs(difference) >= LEAST_DIFFERENCE))
 
 
@@ -87,7 +117,20 @@ def _groups(edits: Iterable[ScoredEdit]) -> Iterator[list[ScoredEdit]]:
         yield list(group)
 
 
-def _shuffled(groups: Iterator[list[ScoredEdit]], rng: np.random.Generator) -> Iterator[Pair]:
-    while window := [group for group, _ in zip(groups, range(_WINDOW), strict=False)]:
+def _shuffled(groups: Iterable[list[ScoredEdit]], rng: np.random.Generator) -> Iterator[Pair]:
+    for window in _windows(groups):
         pairs = [pair for group in window for pair in make_pairs(group, rng)]
         yield from (pairs[i] for i in rng.permutation(len(pairs)))
+
+
+def _windows(groups: Iterable[list[ScoredEdit]]) -> Iterator[list[list[ScoredEdit]]]:
+    window: list[list[ScoredEdit]] = []
+    size = 0
+    for group in groups:
+        window.append(group)
+        size += sum(edit.source.nbytes + edit.image.nbytes for edit in group)
+        if len(window) == _WINDOW or size >= _WINDOW_BYTES:
+            yield window
+            window, size = [], 0
+    if window:
+        yield window

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from numbers import Real
@@ -13,6 +14,7 @@ import numpy as np
 
 from rewards.base import Images, Prompt, Reward, RewardTraits, Scores, Values, declare, reward_name
 from rewards.names import hint
+from rewards.wire_json import plain_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,6 +50,23 @@ def check_callable(fn: Any, *positional: Any, **named: Any) -> str:
             f"{hint(unknown[0], signature.parameters) if unknown else ''}; bind other arguments with functools.partial"
         ) from error
     return name
+
+
+def has_parameter(fn: Any, name: str) -> bool:
+    """Whether a function names a parameter so; one that takes anything does not."""
+    try:
+        return name in inspect.signature(fn).parameters
+    except (TypeError, ValueError):  # No function, which check_callable says, or a built-in one.
+        return False
+
+
+def as_json(name: str, prompt: Prompt) -> str:
+    """A prompt's metadata as JSON; ``name`` is the function's.
+
+    Raises:
+        ValueError: JSON cannot hold it; the message leads to the entry.
+    """
+    return json.dumps(plain_json(prompt.metadata, f"{name}: metadata"))
 
 
 def named_reward(reward: Any, name: str, traits: RewardTraits) -> Reward:

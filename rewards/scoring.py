@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
+from rewards.background import same_device, shared_loop
 from rewards.base import Images, Prompt, Reward, RewardTraits, Scores, Unavailable, Values, reward_name, reward_traits
 
 T = TypeVar("T")
@@ -18,14 +19,20 @@ Call: TypeAlias = tuple[Images, Sequence[Prompt]]
 
 # How many calls of a reward may run at a time, by its id, for everything that one scoring sets off: a reward within
 # another is bounded over all calls of the outer one. The reward itself is kept with it, so that its id stays its own.
-_GATES: ContextVar[dict[int, tuple[Reward, asyncio.Semaphore]] | None] = ContextVar("_GATES", default=None)
+# A semaphore belongs to one loop, so there is one a loop.
+_Gates: TypeAlias = dict[tuple[int, int], tuple[Reward, asyncio.Semaphore]]
+_GATES: ContextVar[_Gates | None] = ContextVar("_GATES", default=None)
+# Set within a scoring that the shared loop itself waits for: what is asynchronous in it cannot run there.
+_IN_PLACE: ContextVar[bool] = ContextVar("_IN_PLACE", default=False)
 
 
 def score(reward: Reward, images: Images, prompts: Sequence[Prompt]) -> Scores:
     """Call a reward as its traits ask, wait for it where it is asynchronous, and check what comes back.
 
-    A group is a run of entries that share their :class:`Prompt` object. An asynchronous reward works in a notebook
-    too: where this thread runs an event loop already, the coroutine runs in another thread, in a loop of its own.
+    A group is a run of entries that share their :class:`Prompt` object. Asynchronous rewards all run in one event loop,
+    in a thread of its own that lasts as long as the process: a connection, a lock or a queue that a reward keeps from
+    one call to the next works on, in a notebook too. A plain function runs in this thread, or in several threads where
+    its traits allow several calls at once.
 
     Returns:
         Scores with a reason for every NaN of the total. Where calls differ in their components, what a call lacks is
@@ -99,15 +106,22 @@ async def _answers(reward: Reward, calls: Sequence[Call], in_threads: bool) -> l
     gate = asyncio.Semaphore(reward_traits(reward).concurrency)
     gates = _GATES.get()
     if gates is not None:
-        _, gate = gates.setdefault(id(reward), (reward, gate))
+        _, gate = gates.setdefault((id(reward), id(asyncio.get_running_loop())), (reward, gate))
+
+    use_device = same_device()
 
     async def one(images: Images, prompts: Sequence[Prompt]) -> Values | Scores:
         async with gate:
             if not in_threads:
                 return await _wait(_answer(reward, images, prompts))
-            return await _wait(await asyncio.to_thread(_answer, reward, images, prompts))
+            return await _wait(await asyncio.to_thread(_answer_there, use_device, reward, (images, prompts)))
 
     return list(await asyncio.gather(*(one(*call) for call in calls)))
+
+
+def _answer_there(use_device: Callable[[], None], reward: Reward, call: Call) -> Any:
+    use_device()
+    return _answer(reward, *call)
 
 
 def _answer(reward: Reward, images: Images, prompts: Sequence[Prompt]) -> Values | Scores | Awaitable[Values | Scores]:
@@ -130,22 +144,39 @@ def _unavailable(count: int, missing: Unavailable) -> Scores:
 
 
 async def _wait(answer: Values | Scores | Awaitable[Values | Scores]) -> Values | Scores:
-    return await answer if inspect.isawaitable(answer) else answer
+    if not inspect.isawaitable(answer):
+        return answer
+    loop = shared_loop()
+    # A future belongs to the loop that it was made in.
+    if loop.is_current or _IN_PLACE.get() or isinstance(answer, asyncio.Future):
+        return await answer
+    return await asyncio.wrap_future(loop.submit(_awaited(answer, same_device())))
+
+
+async def _awaited(answer: Awaitable[T], use_device: Callable[[], None]) -> T:
+    use_device()
+    return await answer
 
 
 def _finish(answers: Coroutine[Any, Any, T]) -> T:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(_alone(answers))
+        return asyncio.run(_alone(answers, in_place=_IN_PLACE.get()))
     # A loop cannot be run within a running one, and a thread has its own.
     with ThreadPoolExecutor(max_workers=1) as executor:
-        return executor.submit(asyncio.run, _alone(answers)).result()
+        return executor.submit(_run_there, same_device(), _alone(answers, in_place=shared_loop().is_current)).result()
 
 
-async def _alone(answers: Coroutine[Any, Any, T]) -> T:
-    # A semaphore belongs to one loop: a reward that calls score in a thread must not meet those of the loop outside.
+def _run_there(use_device: Callable[[], None], work: Coroutine[Any, Any, T]) -> T:
+    use_device()
+    return asyncio.run(work)
+
+
+async def _alone(answers: Coroutine[Any, Any, T], in_place: bool) -> T:
+    # Calls are counted anew for every scoring, one that a reward asks for included.
     _GATES.set({})
+    _IN_PLACE.set(in_place)
     return await answers
 
 

@@ -83,6 +83,14 @@ class Algorithm(ABC):
         """The weights that draw rollouts: the current ones by default."""
         return "current"
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether ``losses`` may use the reference's weights; where not, a run keeps none, a copy of the network less.
+
+        True by default: an algorithm that knows better says so.
+        """
+        return True
+
     @abstractmethod
     def sampler(self) -> Sampler:
         """How rollouts are drawn."""

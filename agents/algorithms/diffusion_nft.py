@@ -73,6 +73,11 @@ class DiffusionNFT(Algorithm):
         """The old policy draws: its samples are what the implicit policies contrast."""
         return "old"
 
+    @property
+    def needs_reference(self) -> bool:
+        """For the KL only."""
+        return self.kl_coef > 0
+
     def sampler(self) -> Sampler:
         """Any sampler; the ODE by default."""
         return self.rollout_sampler

@@ -79,6 +79,11 @@ class FlowGRPO(Algorithm):
                 f"{type(sampler).__name__}; give that, or draw by FlowSDE or DanceSDE"
             )
 
+    @property
+    def needs_reference(self) -> bool:
+        """For the KL only."""
+        return self.kl_coef > 0
+
     def sampler(self) -> Sampler:
         """The SDE sampler."""
         return self.rollout_sampler

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
 Precision = Literal["float32", "bfloat16", "float16"]
+_MAY_CHANGE = {"may_change": True}
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,11 @@ class BackboneSettings:
     max_sequence_length: int = 0
     distilled_guidance: float | None = None
     reference_pixels: int = 0
-    offload_encoders: bool = True
-    cached_prompts: int = 256
-    slice_vae: bool = True
-    gradient_checkpointing: bool = False
+    # Memory and speed: a run may be resumed with other values.
+    offload_encoders: bool = field(default=True, metadata=_MAY_CHANGE)
+    cached_prompts: int = field(default=256, metadata=_MAY_CHANGE)
+    slice_vae: bool = field(default=True, metadata=_MAY_CHANGE)
+    gradient_checkpointing: bool = field(default=False, metadata=_MAY_CHANGE)
     compile: bool = False
 
     def __post_init__(self) -> None:

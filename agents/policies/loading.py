@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 from pathlib import Path
 
 from agents.policies.backbone import INDEX_NAME, SETTINGS_NAME, BackbonePolicy, BackboneSettings
 
+logger = logging.getLogger(__name__)
 # The class that a diffusers folder names, and the policy that runs it: module and class.
 POLICIES = {
     "StableDiffusion3Pipeline": ("agents.policies.sd3", "SD3Policy"),
@@ -72,7 +74,14 @@ def saved_settings(source: str | Path) -> BackboneSettings | None:
     """
     try:
         path = model_file(source, SETTINGS_NAME)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if not Path(source).is_dir() and _is_unknown(str(source), error):
+            logger.warning(
+                "%s: its own %s, if it has one, is not in the hub's cache and the hub cannot be reached; size, "
+                "precision and guidance are taken to be the defaults",
+                source,
+                SETTINGS_NAME,
+            )
         return None
     except OSError as error:
         raise ValueError(
@@ -82,6 +91,15 @@ def saved_settings(source: str | Path) -> BackboneSettings | None:
         return BackboneSettings(**json.loads(path.read_text()))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: expected a policy's settings, got others ({error}); delete the file") from error
+
+
+def _is_unknown(repository: str, error: FileNotFoundError) -> bool:
+    """Whether the hub was never asked for a repository's settings, rather than that there are none."""
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    found = try_to_load_from_cache(repository, SETTINGS_NAME)
+    return isinstance(error.__cause__, LocalEntryNotFoundError) and found is not _CACHED_NO_EXIST
 
 
 def is_backbone(folder: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar, final
 
 import numpy as np
@@ -65,11 +65,16 @@ class PromptedPolicy(FlowPolicy):
     def prepare(self, prompts: Sequence[PromptLike]) -> None:
         """Embed all texts of a rollout in one visit of the text encoders."""
         self._check_sources(prompts)
-        has_source = [bool(prompt.source_images) for prompt in prompts]
-        for kind in sorted(set(has_source)):
-            chosen = [prompt for prompt, has in zip(prompts, has_source, strict=True) if has == kind]
-            # What would push out the first of them again, the negative prompt included, is left to be asked for later.
-            kept = chosen[: max(0, self.settings.cached_prompts - 1)]
+        asked: set[Hashable] = set()
+        for has_source in (False, True):
+            kept: list[PromptLike] = []
+            # What would push out the first of them again, negative prompts included, is left to be asked for later.
+            for prompt in prompts:
+                if bool(prompt.source_images) == has_source:
+                    asked.update(self._text_keys([prompt]))
+                    if len(asked) > self.settings.cached_prompts:
+                        break
+                    kept.append(prompt)
             if kept:
                 self._text_rows(kept)
 
@@ -110,19 +115,26 @@ class PromptedPolicy(FlowPolicy):
 
     def _text_rows(self, prompts: Sequence[PromptLike]) -> list[Row]:
         """Rows of the positive branch, then as many of the negative one."""
-        negative = self.settings.edit_negative_prompt if prompts[0].source_images else self.settings.negative_prompt
-        texts = [prompt.text for prompt in prompts] + [negative] * len(prompts)
+        texts = [prompt.text for prompt in prompts] + [self._negative(prompt) for prompt in prompts]
         sources = [tuple(prompt.source_images) for prompt in prompts] * 2
-        keys = [
-            (text, len(images), *(content_hash(image) for image in (images if self.reads_sources else ())))
-            for text, images in zip(texts, sources, strict=True)
-        ]
 
         def compute(missing: list[int]) -> Sequence[Row]:
             visit = Visit(self.text_encoders, self.settings.offload_encoders)
             return visit.run(self._device, lambda: [self.embed_prompts([texts[i]], [sources[i]])[0] for i in missing])
 
-        return self._texts.rows(keys, compute)
+        return self._texts.rows(self._text_keys(prompts), compute)
+
+    def _text_keys(self, prompts: Sequence[PromptLike]) -> list[Hashable]:
+        """What each of :meth:`_text_rows` depends on."""
+        seen = [
+            (len(prompt.source_images), *map(content_hash, prompt.source_images if self.reads_sources else ()))
+            for prompt in prompts
+        ]
+        texts = [prompt.text for prompt in prompts] + [self._negative(prompt) for prompt in prompts]
+        return list(zip(texts, seen * 2, strict=True))
+
+    def _negative(self, prompt: PromptLike) -> str:
+        return self.settings.edit_negative_prompt if prompt.source_images else self.settings.negative_prompt
 
     def _source_rows(self, prompts: Sequence[PromptLike]) -> list[Row]:
         images = [image for prompt in prompts for image in prompt.source_images]

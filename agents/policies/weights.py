@@ -16,12 +16,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, final
+from typing import Any, Literal, final
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from agents.policies.adapters import Adapters
 from agents.policies.averaging import average_into
 from agents.policies.base import FlowPolicy
 from agents.policies.sharding import cut_like, shard
@@ -142,6 +143,9 @@ class LoraWeights(PolicyWeights):
     """Adapters on a frozen base: ``current`` learns; ``old``, ``ema`` and, once reset, ``reference`` are adapters too.
 
     Adapters start as the zero update, so that every version begins as the base. They are float32 whatever the base is.
+
+    Differs: an adapter computes in the dtype of what its layer gets, as under the published code's autocast; peft would
+    compute in float32.
     """
 
     def __init__(
@@ -152,7 +156,7 @@ class LoraWeights(PolicyWeights):
         seed: int = 0,
         is_sharded: bool = False,
     ) -> None:
-        from peft import LoraConfig, get_peft_model
+        from peft import LoraConfig
 
         targets = policy.lora_targets if settings.target_modules is None else settings.target_modules
         config = LoraConfig(
@@ -161,19 +165,17 @@ class LoraWeights(PolicyWeights):
             init_lora_weights="gaussian",
             target_modules=rf".*\.({'|'.join(name.replace('.', '[.]') for name in targets)})",
         )
-        self._policy, self._scale = policy, settings.alpha / settings.rank
+        self._scale = settings.alpha / settings.rank
+        self._versions: tuple[Version, ...] = ("current", *versions)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._model = get_peft_model(cast(Any, policy.transformer.requires_grad_(False)), config, "current")
-            for version in versions:
-                self._model.add_adapter(version, config)
-        self._versions: tuple[Version, ...] = ("current", *versions)
+            self._adapters = Adapters(policy.transformer, config, self._versions)
         self._active: Version = "current"
         self._activate("current")
         for version in versions:
             self.blend(version, 0.0)
         if is_sharded:
-            adapters = [cast(nn.Parameter, t) for version in self._versions for t in self._tensors(version).values()]
+            adapters = [t for version in self._versions for t in self._adapters.tensors(version).values()]
             shard(policy.transformer, replicated=adapters)
 
     @contextmanager
@@ -188,18 +190,19 @@ class LoraWeights(PolicyWeights):
 
     def blend(self, target: Version, decay: float) -> None:
         """See :meth:`PolicyWeights.blend`. Differs: factors are blended, not their product, as is usual for LoRA."""
-        current = self._tensors("current")
+        self._check(target)
+        current = self._adapters.tensors("current")
         with torch.no_grad():
-            for name, tensor in self._tensors(target).items():
+            for name, tensor in self._adapters.tensors(target).items():
                 tensor.lerp_(current[name], 1 - decay)
 
     def parameters(self) -> list[nn.Parameter]:
         """The current adapter's."""
-        return [cast(nn.Parameter, tensor) for tensor in self._tensors("current").values()]
+        return list(self._adapters.tensors("current").values())
 
     def state(self) -> dict[str, Tensor]:
         """See :meth:`PolicyWeights.state`."""
-        return {f"{v}.{name}": t.detach() for v in self._versions for name, t in self._tensors(v).items()}
+        return {f"{v}.{name}": t.detach() for v in self._versions for name, t in self._adapters.tensors(v).items()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """See :meth:`PolicyWeights.load_state`."""
@@ -220,24 +223,28 @@ class LoraWeights(PolicyWeights):
         tensors = {
             f"transformer.{name.removeprefix('base_model.model.')}": tensor.detach()
             * (self._scale if ".lora_B." in name else 1.0)
-            for name, tensor in self._tensors(version).items()
+            for name, tensor in self._adapters.tensors(version).items()
         }
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / LORA_NAME)
         return folder / LORA_NAME
 
-    def _tensors(self, version: Version) -> dict[str, Tensor]:
-        named = self._model.named_parameters()
-        return {name.replace(f".{version}.", "."): p for name, p in named if f".{version}." in name and "lora_" in name}
+    def merge(self, version: Version) -> None:
+        """Add a version into the policy's transformer, in place, which is a plain one then; the end of these weights.
+
+        Saved so, a policy trained with adapters loads as any other.
+        """
+        self._check(version)
+        self._adapters.merge(version)
+        self._versions = ()
 
     def _check(self, version: Version) -> None:
+        if not self._versions:
+            raise ValueError(f"weights: expected adapters, got {version!r} of merged ones; make LoraWeights again")
         if version not in self._versions:
             raise ValueError(f"weights: expected one of {list(self._versions)}, got {version!r}; keep that version")
 
     def _activate(self, version: Version) -> None:
         self._check(version)
         self._active = version
-        self._model.set_adapter(version)
-        for other in self._versions:
-            for tensor in self._tensors(other).values():
-                tensor.requires_grad_(other == version == "current")
+        self._adapters.activate(version, learns=version == "current")

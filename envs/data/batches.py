@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.data.buckets import RATIOS, ProgressiveResolution
+from envs.data.buckets import RATIOS, ProgressiveResolution, Size, bucket_size
 from envs.data.examples import Drawing, Examples
 from envs.data.framing import Example, Place
 from envs.data.order import Order, Share
@@ -60,6 +60,18 @@ class BatchSettings:
                 "expected batch_size and patience of 1 or more, prefetch and seed of 0 or more, got "
                 f"{self.batch_size}, {self.patience}, {self.prefetch}, {self.seed}"
             )
+
+    def largest(self) -> tuple[int, Size]:
+        """Examples and (height, width) of the batch with the most pixels that there will be."""
+        schedule = self.resolution
+        return max(
+            (
+                (schedule.batch_size(start, self.batch_size), bucket_size(ratio, size))
+                for start, size in zip(schedule.starts, schedule.sizes, strict=True)
+                for ratio in RATIOS
+            ),
+            key=lambda shape: shape[0] * shape[1][0] * shape[1][1],
+        )
 
     def drawing(self, rank: int, world_size: int) -> Drawing:
         """How one process draws."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,14 @@ from rewards.base import Images, Prompt
 
 # A row that holds more is read again from its file when it is drawn.
 _MOST_HELD = 2**16
+
+
+class OtherSourcesError(ValueError):
+    """No row has as many pictures to edit as were asked for. Attribute ``found``: how many most rows have."""
+
+    def __init__(self, message: str, found: int) -> None:
+        super().__init__(message)
+        self.found = found
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,7 @@ class RecordPool:
     def split(self, count: int, seed: int = 0) -> tuple[RecordPool, RecordPool]:
         """A held-out pool of ``count`` prompts or a few more, and one of the others.
 
-        What is alike stays together: prompts of one text, edits of one picture.
+        What is alike stays together: prompts of one text, edits of one picture, which is the first of several.
 
         Raises:
             ValueError: nothing would be left.
@@ -158,28 +167,35 @@ def prompts_from_records(
         kind: what the prompts are for.
         image_size: (height, width) that pictures are cropped and resized to; None leaves them as they are.
         limits: what a row may cost.
-        num_sources: pictures to edit of a row; one with another number is a bad row. None is any number.
+        num_sources: pictures to edit of a row; one with another number is left out and counted. None is any number.
 
     Raises:
         FileNotFoundError: a path or a glob finds nothing.
+        OtherSourcesError: no row of any file has ``num_sources`` pictures.
         ValueError: a file is of no known kind, or has no good row; the commonest reason is named.
     """
     files = RecordFiles(data, kind, limits)
     problems = Problems()
     entries: list[_Entry] = []
-    for shard in range(len(files.shards)):
-        before = len(entries)
-        for number, row in files.rows(shard):
-            problems.num_rows += 1
-            try:
-                entries.append(_entry(files, row, (shard, number), num_sources))
-            except BadRowError as error:
-                problems.add(files.shards[shard].path, number, error)
-        if len(entries) == before:
+    others: Counter[int] = Counter()
+    for shard, file in enumerate(files.shards):
+        good = list(_good_rows(files, shard, problems))
+        if not good:
             raise ValueError(
-                f"{files.shards[shard].path}: expected at least one prompt, got "
+                f"{file.path}: expected at least one prompt, got "
                 f"{f'bad rows alone, the commonest reason: {problems.commonest()}' if problems.num_bad else 'no row'}"
             )
+        for entry in good:
+            if num_sources in (None, entry.num_sources):
+                entries.append(entry)
+            else:
+                others[entry.num_sources] += 1
+                unlike = BadRowError(_to_edit(num_sources), str(entry.num_sources))
+                problems.add(file.path, entry.place.number, unlike)
+    if not entries:
+        got = ", ".join(f"{number} ({count} rows)" for number, count in others.most_common())
+        expected = f"{', '.join(data.files)}: expected rows with {_to_edit(num_sources)}"
+        raise OtherSourcesError(f"{expected}, got {got}", others.most_common(1)[0][0])
     return RecordPool(files, entries, image_size, problems)
 
 
@@ -195,8 +211,22 @@ def _resized(image: Images, size: Size | None) -> Images:
     return image if size is None else cropped(image, crop_box(image.shape[:2], size), size)
 
 
-def _entry(files: RecordFiles, row: Row, place: tuple[int, int], num_sources: int | None) -> _Entry:
-    (shard, number), count = place, 0
+def _to_edit(num_sources: int | None) -> str:
+    return "one picture to edit" if num_sources == 1 else f"{num_sources} pictures to edit"
+
+
+def _good_rows(files: RecordFiles, shard: int, problems: Problems) -> Iterator[_Entry]:
+    """The good rows of a file, with however many pictures; bad ones are counted."""
+    for number, row in files.rows(shard):
+        problems.num_rows += 1
+        try:
+            yield _entry(files, row, shard, number)
+        except BadRowError as error:
+            problems.add(files.shards[shard].path, number, error)
+
+
+def _entry(files: RecordFiles, row: Row, shard: int, number: int) -> _Entry:
+    count = 0
     values = row.values()
     names = files.data.fields.resolve(tuple(values), files.kind)
     likeness = hashlib.sha256()
@@ -204,10 +234,10 @@ def _entry(files: RecordFiles, row: Row, place: tuple[int, int], num_sources: in
         for picture in listed(values[name], name):
             encoded = picture_bytes(picture, files.root(shard), files.limits, name)
             check_picture(encoded, files.limits, name)
-            likeness.update(encoded)
+            # The picture that is edited; the others are references, which many edits may share.
+            if not count:
+                likeness.update(encoded)
             count += 1
-    if num_sources is not None and count != num_sources:
-        raise BadRowError(f"{num_sources} pictures to edit" if num_sources != 1 else "one picture to edit", str(count))
     text = files.text(values, names)
     if not names.sources:
         likeness.update(text.strip().lower().encode())

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from envs.data.batches import BatchSettings, TaskBatches
 from envs.data.dealing import redealt_position
 from envs.data.examples import Examples
@@ -17,6 +19,8 @@ from envs.scenes.pretraining import SupervisedBatch
 
 KINDS: dict[str, Kind] = {"t2i": "t2i", "edit": "edit"}
 _VERSION = 2
+# As long as captions get that CLIP reads to their end.
+_TEXT = "a red circle to the left of a large blue square " * 5
 
 
 class StreamBatches:
@@ -48,6 +52,7 @@ class StreamBatches:
             raise ValueError(f"sets: expected data sets for {' or '.join(KINDS)}, got {got}")
         self._rank, self._world_size = rank, world_size
         by_task = dict.fromkeys(sets, settings) if isinstance(settings, BatchSettings) else settings
+        self._settings = by_task
         self._tasks: dict[str, TaskBatches] = {}
         for task, of_task in sets.items():
             files = [RecordFiles(data, KINDS[task], by_task[task].limits) for data in of_task]
@@ -68,6 +73,16 @@ class StreamBatches:
             raise ValueError(f"task: expected one of {', '.join(self._ahead)}, got {task!r}; give it data sets")
         batch, self._states[task] = self._ahead[task].next()
         return batch
+
+    def largest_batches(self) -> dict[str, SupervisedBatch]:
+        """Of each task whose resolution grows, a batch of black pictures as large as its batches get; none is read."""
+        found = {}
+        for task in self._tasks:
+            count, size = self._settings[task].largest()
+            if len(self._settings[task].resolution.sizes) > 1:
+                pictures = np.zeros((count, *size, 3), np.uint8)
+                found[task] = SupervisedBatch([_TEXT] * count, pictures, pictures if task == "edit" else None)
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """The position behind the last batch of each task that was handed out, as JSON."""

@@ -1,7 +1,8 @@
 """How far a served judge agrees with the ground truth on held-out edits of the embedded world, readout by readout.
 
 Type ``python -m experiments.benchmarks.judge_agreement``, with a judge served there and
-scored edits of ``pdtr edit-reward data``. Everything goes through ``VLMJudge``, twice: the second time is the retest.
+scored edits of ``pdtr edit-reward data``. Everything goes through ``VLMJudge``, twice: the second time, the retest, in
+another order and without the server's memory of the first.
 Templates that a judge was not trained on are reported as they are. The figures go to ``judge_agreement.csv``.
 """
 
@@ -11,7 +12,7 @@ import math
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -184,10 +185,25 @@ def _asked_twice(
     from rewards.judges.judge import VLMJudge
     from rewards.judges.settings import JudgeSettings
 
-    judge = VLMJudge(client, model, find_template(template), JudgeSettings(min_label_mass=options.judge.min_label_mass))
+    settings = JudgeSettings(min_label_mass=options.judge.min_label_mass)
     images = np.stack([edit.image for edit in edits])
-    first, second = (score(judge, images, prompts) for _ in range(2))
-    return judge.template.name, judge.template.readout.kind, first, second
+    judge = VLMJudge(client, model, find_template(template), settings)
+    first = score(judge, images, prompts)
+    # vLLM keeps the attention of what it has read, and its answers vary with what is computed beside them: asked again
+    # as before it would answer from memory. The salt is vLLM's, of its memory's keys.
+    judge = VLMJudge(client, model, judge.template, replace(settings, extra={"cache_salt": "retest"}))
+    order = _another_order(prompts)
+    again = score(judge, images[order], [prompts[row] for row in order])
+    return judge.template.name, judge.template.readout.kind, first, Scores(again.total[np.argsort(order)])
+
+
+def _another_order(prompts: Sequence[Prompt]) -> list[int]:
+    """Rows with the prompts shuffled and each prompt's images, which stay side by side, turned round."""
+    rows: dict[str, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        rows.setdefault(prompt.id, []).insert(0, row)
+    names = list(rows)
+    return [row for index in np.random.default_rng(0).permutation(len(names)) for row in rows[names[index]]]
 
 
 def _prompts(edits: Sequence[ScoredEdit]) -> list[Prompt]:

@@ -7,31 +7,29 @@ figures go to ``sd3_speed.csv``, the longest kernels to ``sd3_speed_profile.csv`
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from experiments.benchmarks.entry import run_benchmark
 from experiments.benchmarks.machine import describe_machine
+from experiments.benchmarks.sd3_cases import GUIDANCE, KL_COEF, Case, make_learner, make_rollout, transformer_sizes
 from experiments.benchmarks.tables import RESULTS, text_table, write_csv
 from experiments.benchmarks.timing import Measurement, figures_table, median_interval, shown
 from experiments.flags import Usage, parse
 
 if TYPE_CHECKING:
-    from agents.learner import Learner
-    from agents.policies.unipic2 import KontextPolicy
-    from agents.types import Rollout
     from experiments.benchmarks.sd3_flops import Passes
 
 TABLE, PROFILE = "sd3_speed.csv", "sd3_speed_profile.csv"
 USAGE = "python -m experiments.benchmarks.sd3_speed"
-Training = Literal["lora", "full"]
 _NUM_KERNELS = 20
 _PIXELS_A_TOKEN = 16
 _LEAST = {"image_size": _PIXELS_A_TOKEN, "batch_size": 1, "num_inference_steps": 2, "num_references": 0, "repeats": 1}
@@ -47,7 +45,7 @@ class Options:
         image_size: side of the image in pixels.
         batch_size: images drawn and learnt at once.
         num_inference_steps: of a rollout; all but the last are learnt, as Flow-GRPO does.
-        guidance_scale: 1 is none; the published GenEval run has 4.5.
+        guidance_scale: 1 is none, and adapters are then timed with that of the published GenEval run, 4.5, too.
         num_references: source images of an edit; 0 is text-to-image.
         repeats: of each; one more round, which warms up, is not counted.
         num_layers: fewer than SD3.5-Medium's 24, for a trial run.
@@ -83,7 +81,7 @@ class Kernel:
     """Time of one kernel in a rollout and an update; a row of the CSV.
 
     Attributes:
-        part: "rollout" or "update, lora" or "update, full".
+        part: "rollout" or "update", and what is trained, such as "update, lora".
         name: the kernel's.
         share: of the part's device time.
         calls: how often it ran.
@@ -97,6 +95,23 @@ class Kernel:
     machine: str
 
 
+@dataclass(frozen=True)
+class Bench:
+    """What all cases of one run share.
+
+    Attributes:
+        passes: operations of an image at one sigma.
+        best: TFLOP/s of the matrix product.
+        machine: the machine.
+        kernels: the cases add their longest ones.
+    """
+
+    passes: Passes
+    best: float
+    machine: str
+    kernels: list[Kernel]
+
+
 def benchmark(arguments: Sequence[str]) -> int:
     """Measure, write the CSV files, print the table."""
     options = parse(Options(), Usage(USAGE), arguments)
@@ -104,7 +119,7 @@ def benchmark(arguments: Sequence[str]) -> int:
 
     from experiments.benchmarks.sd3_flops import count_passes
 
-    passes = count_passes(_sizes(options), options.image_size, options.num_references)
+    passes = count_passes(transformer_sizes(options), options.image_size, options.num_references)
     print(_counts(passes, options))
     if options.count_only:
         return 0
@@ -123,14 +138,16 @@ def benchmark(arguments: Sequence[str]) -> int:
 
 
 def measure(options: Options, passes: Passes, machine: str, kernels: list[Kernel]) -> Iterator[Measurement]:
-    """The matrix product, the rollouts, then the updates of adapters and of all parameters."""
+    """The matrix product; rollouts of the base and with adapters; updates, of which some have a KL or guidance."""
     best = matrix_product(options.device, options.repeats)
     yield _row("matrix product", "bfloat16", best, "TFLOP/s", machine)
-    branches = 1 if options.guidance_scale == 1.0 else 2
-    yield from _rollouts(options, passes.forward * branches, float(np.median(best)), machine, kernels)
-    for training in ("lora", "full"):
-        cost = (passes.update_lora if training == "lora" else passes.update_full) * branches
-        yield from _updates(options, training, cost, float(np.median(best)), machine, kernels)
+    bench = Bench(passes, float(np.median(best)), machine, kernels)
+    plain, guided = options.guidance_scale, [GUIDANCE] if options.guidance_scale == 1.0 else []
+    for case in (Case("none", plain), Case("lora", plain), *(Case("lora", scale) for scale in guided)):
+        yield from _rollouts(options, case, bench)
+    updates = [Case("lora", plain), Case("full", plain), Case("lora", plain, KL_COEF)]
+    for case in (*updates, *(Case("lora", scale) for scale in guided)):
+        yield from _updates(options, case, bench)
 
 
 def matrix_product(device: str, repeats: int, side: int = 8192) -> NDArray[np.float64]:
@@ -143,100 +160,42 @@ def matrix_product(device: str, repeats: int, side: int = 8192) -> NDArray[np.fl
     return 2 * side**3 * 10 / seconds / 1e12
 
 
-def _rollouts(options: Options, cost: int, best: float, machine: str, kernels: list[Kernel]) -> Iterator[Measurement]:
-    import torch
-
-    policy, sampler = make_policy(options), _sampler(options)
-    condition = policy.encode(_prompts(options))
-    steps = sampler.stochastic_steps(torch.Generator())
-
-    def draw() -> None:
-        from agents.rollout import denoise
-
-        denoise(policy, condition, sampler, steps, range(options.batch_size))
-
+def _rollouts(options: Options, case: Case, bench: Bench) -> Iterator[Measurement]:
+    draw = make_rollout(options, case)
     _reset_memory(options.device)
     seconds = _seconds(draw, options.device, options.repeats)
-    case = f"{_case(options)}, {options.num_inference_steps} steps"
-    yield _row("rollouts", case, options.batch_size / seconds, "images/s", machine)
-    achieved = cost * options.batch_size * options.num_inference_steps / seconds / 1e12
-    yield _row("rollouts", case, achieved, "TFLOP/s", machine)
-    yield _row("rollouts / matrix product", case, achieved / best, "ratio", machine)
-    yield _memory("rollouts", case, options.device, machine)
-    kernels += _profile("rollout", draw, options.device, machine)
+    name = f"{_case(options, case)}, {options.num_inference_steps} steps"
+    name = name if case.training == "none" else f"{case.training}, {name}"
+    yield _row("rollouts", name, options.batch_size / seconds, "images/s", bench.machine)
+    cost = bench.passes.forward * case.num_branches * options.batch_size * options.num_inference_steps
+    achieved = cost / seconds / 1e12
+    yield _row("rollouts", name, achieved, "TFLOP/s", bench.machine)
+    yield _row("rollouts / matrix product", name, achieved / bench.best, "ratio", bench.machine)
+    yield _memory("rollouts", name, options.device, bench.machine)
+    bench.kernels.extend(_profile(f"rollout, {case}", draw, options.device, bench.machine))
 
 
-def _updates(
-    options: Options, training: Training, cost: int, best: float, machine: str, kernels: list[Kernel]
-) -> Iterator[Measurement]:
-    learner, rollout = make_learner(options, training)
+def _updates(options: Options, case: Case, bench: Bench) -> Iterator[Measurement]:
+    learner, rollout = make_learner(options, case)
     _reset_memory(options.device)
     seconds = _seconds(lambda: learner.update([rollout]), options.device, options.repeats)
     num_steps = options.num_inference_steps - 1
-    case = f"{training}, {_case(options)}, {num_steps} steps, checkpointed"
-    yield _row("updates", case, options.batch_size / seconds, "samples/s", machine)
-    # What checkpointing computes again is not counted: the share is that of useful operations.
-    achieved = cost * options.batch_size * num_steps / seconds / 1e12
-    yield _row("updates", case, achieved, "TFLOP/s", machine)
-    yield _row("updates / matrix product", case, achieved / best, "ratio", machine)
-    yield _memory("updates", case, options.device, machine)
-    kernels += _profile(f"update, {training}", lambda: learner.update([rollout]), options.device, machine)
+    name = f"{case.training}, {_case(options, case)}, {num_steps} steps, checkpointed"
+    yield _row("updates", name, options.batch_size / seconds, "samples/s", bench.machine)
+    passes = bench.passes
+    cost = passes.update_full if case.training == "full" else passes.update_lora
+    # The reference's pass; what checkpointing computes again is not counted: the share is that of useful operations.
+    cost += passes.forward if case.kl_coef else 0
+    achieved = cost * case.num_branches * options.batch_size * num_steps / seconds / 1e12
+    yield _row("updates", name, achieved, "TFLOP/s", bench.machine)
+    yield _row("updates / matrix product", name, achieved / bench.best, "ratio", bench.machine)
+    yield _memory("updates", name, options.device, bench.machine)
+    bench.kernels.extend(_profile(f"update, {case}", lambda: learner.update([rollout]), options.device, bench.machine))
 
 
-def make_policy(options: Options, float32_weights: bool = False) -> KontextPolicy:
-    """The transformer on the device; passes are in bfloat16 in any case."""
-    import torch
-
-    from experiments.benchmarks.sd3_flops import initialise, random_policy
-
-    dtype = torch.float32 if float32_weights else torch.bfloat16
-    policy = random_policy(_sizes(options), options.image_size, options.device, dtype)
-    initialise(policy.transformer, seed=0)
-    if options.compile:
-        transformer: Any = policy.transformer
-        for block in transformer.transformer_blocks:
-            block.compile()
-    return policy
-
-
-def make_learner(options: Options, training: Training) -> tuple[Learner, Rollout]:
-    """A learner of Flow-GRPO without KL, and a rollout with random advantages for it."""
-    import torch
-
-    from agents.algorithms.flow_grpo import FlowGRPO
-    from agents.learner import Learner, LearnerSettings
-    from agents.policies.weights import FullWeights, LoraSettings, LoraWeights
-    from agents.rollout import denoise
-    from agents.types import Rollout
-
-    policy, sampler = make_policy(options, float32_weights=training == "full"), _sampler(options)
-    transformer: Any = policy.transformer
-    transformer.enable_gradient_checkpointing()
-    weights = LoraWeights(policy, LoraSettings(), ()) if training == "lora" else FullWeights(policy, ())
-    optimizer = torch.optim.AdamW(weights.parameters(), lr=1e-6, fused=options.device.startswith("cuda"))
-    steps = sampler.stochastic_steps(torch.Generator())
-    trajectory = denoise(policy, policy.encode(_prompts(options)), sampler, steps, range(options.batch_size))
-    values = torch.linspace(-1, 1, options.batch_size)
-    rollout = Rollout((trajectory,), values, {}, torch.zeros(options.batch_size, dtype=torch.long), values)
-    settings = LearnerSettings(num_minibatches=1, ema_decay=0)
-    return Learner(policy, weights, FlowGRPO(sampler, kl_coef=0.0), optimizer, settings), rollout
-
-
-def _sizes(options: Options) -> dict[str, Any]:
-    from agents.policies.sd3 import sd35_medium_config
-
-    config = sd35_medium_config()
-    dual = tuple(layer for layer in config["dual_attention_layers"] if layer < options.num_layers)
-    sizes = {"num_layers": options.num_layers, "num_attention_heads": options.num_heads}
-    width = options.num_heads * config["attention_head_dim"]
-    return {**config, **sizes, "dual_attention_layers": dual, "caption_projection_dim": width}
-
-
-def _case(options: Options) -> str:
-    """The sizes; what is SD3.5-Medium's, and no guidance or reference, goes without saying."""
-    parts = [f"{options.image_size} px", f"batch {options.batch_size}"]
-    if options.guidance_scale != 1:
-        parts.append(f"guidance {options.guidance_scale:g}")
+def _case(options: Options, case: Case) -> str:
+    """The sizes; what is SD3.5-Medium's, and no guidance, KL or reference, goes without saying."""
+    parts = [f"{options.image_size} px", f"batch {options.batch_size}", *case.extras]
     if options.num_references:
         parts.append(f"{options.num_references} references")
     if (options.num_layers, options.num_heads) != (Options.num_layers, Options.num_heads):
@@ -246,19 +205,6 @@ def _case(options: Options) -> str:
 
 def _model(options: Options) -> str:
     return f"{options.num_layers} layers of {options.num_heads} heads"
-
-
-def _sampler(options: Options) -> Any:
-    from agents.samplers import FlowSDE
-
-    return FlowSDE(options.num_inference_steps, options.guidance_scale, shift=3.0)
-
-
-def _prompts(options: Options) -> list[Any]:
-    from agents.rollout import Ask
-
-    source = np.zeros((options.image_size, options.image_size, 3), np.uint8)
-    return [Ask("", (source,) * options.num_references) for _ in range(options.batch_size)]
 
 
 def _seconds(call: Callable[[], object], device: str, repeats: int, calls: int = 1) -> NDArray[np.float64]:
@@ -284,6 +230,8 @@ def _synchronize(device: str) -> None:
 def _reset_memory(device: str) -> None:
     import torch
 
+    # The case before this one is gone, but for what only refers to itself.
+    gc.collect()
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
 

@@ -160,8 +160,10 @@ def kill_one(job: Job, num_processes: int, iteration: int) -> str:
 
 def begun(job: Job, whole: Path, iteration: int) -> Job:
     """A copy of a whole run as it was when it was killed after an iteration; the job that resumes it."""
+    from pdtr.checkpoint import checkpoints
+
     shutil.copytree(whole, job.folder)
-    for path in (job.folder / "checkpoints").iterdir():
+    for path in checkpoints(job.folder / "checkpoints"):
         if int(path.name.removeprefix("step-")) > iteration:
             shutil.rmtree(path)
     shutil.rmtree(job.folder / "policy", ignore_errors=True)

@@ -3,15 +3,20 @@
 Sample s of the item with the index i has the noise of (seed, i, s), whatever it is drawn with and however often the
 drawing was stopped. ``settings.json`` (:mod:`pdtr.benchmarks.settings`) lies beside the images' folder and has to
 agree.
+
+Several processes share the batches of one: each batch is drawn whole by one of them, so that the images are the same to
+the bit for any number of processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agents.processes import ALONE, Processes
 from pdtr.benchmarks.settings import IMAGES, DrawingSettings, claim, folder_sha256, shown_settings
 
 if TYPE_CHECKING:
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
 _WINDOW = 64
 
 Missing = tuple["Item", list[int]]
+Batch = list[Missing]
 Size = tuple[int, int]
 
 
@@ -42,7 +48,7 @@ class Plan:
     Attributes:
         seed: of the noise.
         chunk_size: most images drawn at once; it changes no image but in the last bits.
-        on_images: told (drawn, to be drawn) after every item.
+        on_images: told (drawn, to be drawn) after every item, of those that this process draws.
         keep_shape: edit at each source's proportions, for published models.
         noise: each sample's seed.
     """
@@ -64,6 +70,7 @@ class Artist:
         sampler: how.
         model: settings of a published model; None for others.
         device: torch's name of where it draws.
+        processes: those that share the drawing, each with an artist of its own.
     """
 
     folder: Path
@@ -71,6 +78,7 @@ class Artist:
     sampler: Sampler
     model: BackboneSettings | None = None
     device: str = "cpu"
+    processes: Processes = ALONE
 
     def settings(self, benchmark: Benchmark, plan: Plan) -> DrawingSettings:
         """What its images of a benchmark will follow from."""
@@ -91,19 +99,27 @@ class Artist:
         )
 
     def draw(self, benchmark: Benchmark, output: Path, plan: Plan) -> None:
-        """Draw what is missing below ``output``, beside the settings.
+        """Draw what is missing below ``output``, beside the settings; all processes do, and return when all have.
 
         Raises:
             ValueError: images of other settings lie there, or the policy cannot draw as planned.
         """
         _check_shapes(self.policy, plan)
-        claim(output, self.settings(benchmark, plan))
+        self.processes.agree(lambda: claim(output, self.settings(benchmark, plan)))
         self.policy.to(self.device)
-        draw(self.policy, benchmark, output / IMAGES, self.sampler, plan)
+        draw(self.policy, benchmark, output / IMAGES, self.sampler, plan, self.processes)
+        self.processes.wait()
 
 
-def draw(policy: FlowPolicy, benchmark: Benchmark, root: Path, sampler: Sampler, plan: Plan) -> int:
-    """Draw what is missing; -> how many images that was.
+def draw(
+    policy: FlowPolicy,
+    benchmark: Benchmark,
+    root: Path,
+    sampler: Sampler,
+    plan: Plan,
+    processes: Processes = ALONE,
+) -> int:
+    """Draw what is missing, or this process's share of it; -> how many images that was.
 
     Args:
         policy: with the weights to draw with in use.
@@ -111,6 +127,7 @@ def draw(policy: FlowPolicy, benchmark: Benchmark, root: Path, sampler: Sampler,
         root: folder of the images.
         sampler: how.
         plan: seed, chunks, shapes, and who is told.
+        processes: those that draw, each its share. All call this; the first one looks what is missing.
 
     Raises:
         ValueError: shapes are to be kept, and the policy has one size only.
@@ -118,12 +135,16 @@ def draw(policy: FlowPolicy, benchmark: Benchmark, root: Path, sampler: Sampler,
     import torch
 
     _check_shapes(policy, plan)
-    missing = [(item, benchmark.layout.missing(root, item, benchmark.samples)) for item in benchmark.items]
-    missing = [(item, samples) for item, samples in missing if samples]
-    total = sum(len(samples) for _, samples in missing)
+    # Told to all: while one looks, another may have begun to draw.
+    lacks = processes.agree(
+        lambda: [benchmark.layout.missing(root, item, benchmark.samples) for item in benchmark.items]
+    )
+    missing = [(item, samples) for item, samples in zip(benchmark.items, lacks, strict=True) if samples]
     own_size, done = policy.image_size, 0
+    share = list(_batches_by_size(missing, own_size, plan))[processes.rank :: processes.count]
+    total = sum(len(samples) for _, batch in share for _, samples in batch)
     try:
-        for size, window in _windows(missing, own_size, plan.keep_shape):
+        for size, window in _windows(share):
             _resize(policy, size)
             with torch.no_grad():
                 for item, images in _draw_window(policy, window, sampler, plan):
@@ -136,12 +157,12 @@ def draw(policy: FlowPolicy, benchmark: Benchmark, root: Path, sampler: Sampler,
 
 
 def _draw_window(
-    policy: FlowPolicy, window: Sequence[Missing], sampler: Sampler, plan: Plan
+    policy: FlowPolicy, window: Sequence[Batch], sampler: Sampler, plan: Plan
 ) -> Iterator[tuple[Item, dict[int, Images]]]:
     """Items with their missing images, by sample."""
-    prompts = {item.index: item.asked(policy.image_size) for item, _ in window}
+    prompts = {item.index: item.asked(policy.image_size) for batch in window for item, _ in batch}
     policy.prepare(list(prompts.values()))
-    for batch in batches(window, plan.chunk_size):
+    for batch in window:
         asked = [(prompts[item.index], item.index, sample) for item, samples in batch for sample in samples]
         images = _draw_batch(policy, asked, sampler, plan)
         for item, samples in batch:
@@ -149,15 +170,27 @@ def _draw_window(
             images = images[len(samples) :]
 
 
-def _windows(missing: Sequence[Missing], own_size: Size, keep_shape: bool) -> Iterator[tuple[Size, list[Missing]]]:
-    """What is drawn at one size and prepared together, with that size."""
+def _batches_by_size(missing: Sequence[Missing], own_size: Size, plan: Plan) -> Iterator[tuple[Size, Batch]]:
+    """What is drawn at once, with the size that it is drawn at."""
     by_size: dict[Size, list[Missing]] = {}
     for item, samples in missing:
-        size = _kept_size(item, own_size) if keep_shape else own_size
+        size = _kept_size(item, own_size) if plan.keep_shape else own_size
         by_size.setdefault(size, []).append((item, samples))
     for size, alike in by_size.items():
-        for start in range(0, len(alike), _WINDOW):
-            yield size, alike[start : start + _WINDOW]
+        for batch in batches(alike, plan.chunk_size):
+            yield size, batch
+
+
+def _windows(share: Sequence[tuple[Size, Batch]]) -> Iterator[tuple[Size, list[Batch]]]:
+    """Batches of one size that are prepared together, with that size."""
+    for size, alike in groupby(share, key=lambda entry: entry[0]):
+        window: list[Batch] = []
+        for _, batch in alike:
+            if window and sum(map(len, window)) + len(batch) > _WINDOW:
+                yield size, window
+                window = []
+            window.append(batch)
+        yield size, window
 
 
 def _kept_size(item: Item, own_size: Size) -> Size:
@@ -186,9 +219,9 @@ def _resize(policy: FlowPolicy, size: Size) -> None:
         policy.resize(*size)
 
 
-def batches(missing: Sequence[Missing], chunk_size: int) -> Iterator[list[Missing]]:
+def batches(missing: Sequence[Missing], chunk_size: int) -> Iterator[Batch]:
     """Items whole, as many as fit ``chunk_size`` samples; one of more samples than that is a batch of its own."""
-    batch: list[Missing] = []
+    batch: Batch = []
     for item, samples in missing:
         if batch and sum(len(others) for _, others in batch) + len(samples) > chunk_size:
             yield batch

@@ -1,4 +1,4 @@
-"""What a judge's server can do: its models, the readouts that work on it, and how fast it answers."""
+"""What a judge's server can do: its models, one judgement, the readouts that work on it, and how fast it answers."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rewards.base import Images, Prompt, Values
+from rewards.base import Images, Prompt, Reward, Values
+from rewards.cache import Cached
+from rewards.compose import WeightedSum
 from rewards.judges.client import JudgeClient
 from rewards.judges.counters import Statistics
-from rewards.judges.faults import Fault, JudgeConfigurationError
+from rewards.judges.faults import REFUSED_ALONE, Fault, JudgeConfigurationError
 from rewards.judges.judge import VLMJudge
 from rewards.judges.readouts import LabelReadout
 from rewards.judges.settings import ClientSettings, JudgeSettings
 from rewards.judges.templates import load_template
+from rewards.judges.viescore import VIEScore
 from rewards.names import nearest
+from rewards.questions import QuestionGraph
 from rewards.scoring import score
 
 TEMPLATES = {
@@ -101,6 +105,48 @@ def served_model(client: JudgeClient, model: str = "") -> str:
             f"the nearest is {nearest(model, found)!r}"
         )
     return model or found[0]
+
+
+def judges_of(reward: Reward) -> list[VLMJudge]:
+    """The judges that a reward asks: itself, or those of its parts."""
+    if isinstance(reward, VLMJudge):
+        return [reward]
+    parts: Sequence[Reward] = ()
+    if isinstance(reward, Cached):
+        parts = [reward.reward]
+    elif isinstance(reward, WeightedSum):
+        parts = [*reward.rewards.values(), *reward.held_out.values()]
+    elif isinstance(reward, VIEScore):
+        parts = reward.judges
+    elif isinstance(reward, QuestionGraph):
+        parts = [reward.judge]
+    return [judge for part in parts for judge in judges_of(part)]
+
+
+def try_out(judge: VLMJudge, num_sources: int = 1) -> None:
+    """Ask every server for one real judgement.
+
+    Args:
+        judge: who is asked.
+        num_sources: source images of the prompt, where the judge's template shows any.
+
+    Raises:
+        ValueError: a server gives none.
+    """
+    shown = f" with {num_sources} source images" if num_sources > 1 else ""
+    try:
+        found = asyncio.run(judge.warm_up(num_sources=num_sources))
+    except JudgeConfigurationError as refusal:
+        if num_sources == 1 or refusal.status not in REFUSED_ALONE:
+            raise
+        count = judge.template.num_pictures(num_sources)
+        fix = f"its requests have {count} pictures{shown}: pdtr judge serve MODEL --max-images {count}"
+        raise JudgeConfigurationError(f"{refusal}; {fix}", refusal.status) from refusal
+    for url, reading in found.items():
+        if reading.reason:
+            raise ValueError(
+                f"{url}: expected {judge.model} to judge by {judge.template.name}{shown}, got none: {reading.reason}"
+            )
 
 
 def check_readout(

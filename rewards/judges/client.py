@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rewards.judges.background import BackgroundLoop
+from rewards.background import BackgroundLoop
 from rewards.judges.calls import Body, Calls, Outcome
 from rewards.judges.counters import Counters, Statistics
 from rewards.judges.servers import Server, checked_urls
@@ -46,7 +46,7 @@ class JudgeClient:
             settings.api_key,
             settings.use_environment_proxies,
         )
-        self._background = BackgroundLoop(self._transport.close)
+        self._background = BackgroundLoop("client of the judge", self._transport.close)
         self._counters = Counters()
         self._calls = Calls(self._servers, self._transport, settings, self._counters)
 

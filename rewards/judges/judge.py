@@ -15,13 +15,7 @@ from rewards.judges.calls import Outcome
 from rewards.judges.client import JudgeClient
 from rewards.judges.faults import Fault, JudgeConfigurationError
 from rewards.judges.labels import check_label_settings, check_single_tokens, served_label_ids
-from rewards.judges.messages import (
-    content_parts,
-    data_url,
-    missing_input,
-    remembering,
-    request_body,
-)
+from rewards.judges.messages import content_parts, data_url, missing_input, remembering, request_body
 from rewards.judges.pairs import group_scores, ordered_pairs
 from rewards.judges.readouts import (
     NAN,
@@ -114,11 +108,12 @@ class VLMJudge:
             return {}
         return dict(await served_label_ids(self.client, self.model, readout))
 
-    async def warm_up(self, check_tokens: bool = True) -> dict[str, Reading]:
+    async def warm_up(self, check_tokens: bool = True, num_sources: int = 1) -> dict[str, Reading]:
         """Send one real request, of grey images, to every server; call it before training.
 
         Args:
             check_tokens: also check that the labels are single tokens, where a server answered and has ``/tokenize``.
+            num_sources: source images of the request, where the template shows any.
 
         Returns:
             By base URL, what was read, or NaN with the reason.
@@ -129,7 +124,7 @@ class VLMJudge:
             Unavailable: the labels' ids were asked for, and no server answered.
         """
         keys = await self._label_keys()
-        answers = await self.client.warm_up(self._probe())
+        answers = await self.client.warm_up(self._probe(num_sources))
         readings = {}
         for url, answer in answers.items():
             outcome = Outcome(None, answer) if isinstance(answer, str) else Outcome(answer)
@@ -179,10 +174,10 @@ class VLMJudge:
         parts = content_parts(self.template, prompt, urls)
         return request_body(self.model, self.template.readout, self.settings, parts)
 
-    def _probe(self) -> dict[str, Any]:
+    def _probe(self, num_sources: int) -> dict[str, Any]:
         grey = np.full((_PROBE_SIDE, _PROBE_SIDE, 3), 128, np.uint8)
         names = (name.removeprefix(METADATA) for name in self.template.placeholders if name.startswith(METADATA))
-        prompt = Prompt("a plain grey picture", (grey,), dict.fromkeys(names, "none"))
+        prompt = Prompt("a plain grey picture", (grey,) * num_sources, dict.fromkeys(names, "none"))
         if self.template.is_pairwise:
             return self._pair_body(grey, grey, prompt, self._encoded)
         return self._sample_body(grey, prompt, self._encoded)

@@ -14,7 +14,7 @@ from PIL import Image
 from rewards.base import Images, Prompt
 from rewards.judges.rubrics import RubricReadout, response_format
 from rewards.judges.settings import JudgeSettings
-from rewards.judges.templates import METADATA, Readout, Template
+from rewards.judges.templates import METADATA, Readout, Template, reference_label
 
 _LABEL_TOKENS = 1
 _ANSWER_TOKENS = 8
@@ -84,18 +84,17 @@ def content_parts(template: Template, prompt: Prompt, images: Mapping[str, Seque
     Args:
         template: what is asked.
         prompt: fills ``{prompt}`` and ``{metadata.NAME}``; its text is never searched for placeholders.
-        images: data URLs by placeholder.
+        images: data URLs by placeholder; of several in one place those from the second on are shown as references.
     """
     parts: list[dict[str, Any]] = []
     for text, placeholder in template.parts:
         if placeholder in images:
-            parts += [{"type": "image_url", "image_url": {"url": url}} for url in images[placeholder]]
+            for number, url in enumerate(images[placeholder], start=1):
+                if number > 1:
+                    _add_text(parts, reference_label(number))
+                parts.append({"type": "image_url", "image_url": {"url": url}})
             continue
-        piece = text if not placeholder else _filled(placeholder, prompt)
-        if parts and parts[-1]["type"] == "text":
-            parts[-1]["text"] += piece
-        else:
-            parts.append({"type": "text", "text": piece})
+        _add_text(parts, text if not placeholder else _filled(placeholder, prompt))
     # A part of nothing but space between two images is refused by some servers.
     return [part for part in parts if part["type"] != "text" or part["text"].strip()]
 
@@ -117,6 +116,13 @@ def request_body(model: str, readout: Readout, settings: JudgeSettings, parts: l
     if settings.disable_thinking:
         body["chat_template_kwargs"] = {"enable_thinking": False}
     return {**body, **settings.extra, "messages": [{"role": "user", "content": parts}]}
+
+
+def _add_text(parts: list[dict[str, Any]], text: str) -> None:
+    if parts and parts[-1]["type"] == "text":
+        parts[-1]["text"] += text
+    else:
+        parts.append({"type": "text", "text": text})
 
 
 def _filled(placeholder: str, prompt: Prompt) -> str:

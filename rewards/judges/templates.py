@@ -11,7 +11,8 @@ prompt share everything before it and the server computes that once::
 Header: ``readout`` is digits, yes_no, pairwise or rubric; ``labels`` are for the first three; ``dimensions``
 (``name 0-10, other 1-5``) and ``rule`` (min, mean, geometric_mean) for a rubric. Placeholders: ``{prompt}`` is the
 prompt or the edit instruction, ``{source}`` its source images, ``{metadata.NAME}`` an entry of its metadata,
-``{image}`` the image that is judged, ``{first}`` and ``{second}`` the two of a pair.
+``{image}`` the image that is judged, ``{first}`` and ``{second}`` the two of a pair. Of several source images the first
+one is what a template calls the picture before the edit; the others follow it behind :func:`reference_label`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ HEADER_KEYS = ("readout", "labels", "dimensions", "rule")
 METADATA = "metadata."
 PLACEHOLDERS = ("prompt", "source", "image", "first", "second")
 IMAGE_PLACEHOLDERS = ("source", "image", "first", "second")
+REFERENCES = (
+    "\n\nThe picture above, before the edit, is picture 1. Reference pictures, which the instruction may speak of and "
+    "which are not edited themselves:"
+)
 # JSON in a rubric has a quote or a space behind its brace, so it is no placeholder.
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][\w.]*)\}")
 _DIMENSION = re.compile(r"(\w+) (\d+)-(\d+)")
@@ -64,6 +69,16 @@ class Template:
     def is_pairwise(self) -> bool:
         """Whether it compares two images of a group."""
         return self.readout.kind == "pairwise"
+
+    def num_pictures(self, num_sources: int = 1) -> int:
+        """Images of a request for a prompt with so many source images."""
+        counts = {name: num_sources if name == "source" else 1 for name in IMAGE_PLACEHOLDERS}
+        return sum(counts.get(name, 0) for name in self.placeholders)
+
+
+def reference_label(number: int) -> str:
+    """The text before the source image of a number from 2 on, which is a reference and not what was edited."""
+    return f"{REFERENCES if number == 2 else ''}\n\nPicture {number}: "
 
 
 def template_names() -> list[str]:

@@ -51,6 +51,11 @@ class VIEScore:
             reasons |= {index: "; ".join(told)} if told else {}
         return Scores(np.array(total, np.float32), components, reasons)
 
+    @property
+    def judges(self) -> tuple[VLMJudge, ...]:
+        """The judge of consistency, then that of quality."""
+        return tuple(self._judges.values())
+
     async def warm_up(self) -> dict[str, Reading]:
         """Send both judges' servers a real request each; by judge and base URL, what :meth:`VLMJudge.warm_up` reads."""
         found = await asyncio.gather(*(judge.warm_up() for judge in self._judges.values()))

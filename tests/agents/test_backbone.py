@@ -61,6 +61,17 @@ def test_an_encoder_is_asked_once_for_each_text(load: Callable[..., SD3Policy]) 
     assert len(asked) == 6
 
 
+def test_what_is_prepared_is_kept_until_it_is_asked_for(load: Callable[..., SD3Policy]) -> None:
+    """Both tasks' embeddings share the room: the second task's would push out the first one's."""
+    policy = load(cached_prompts=3, edit_negative_prompt="noise")
+    asked = texts_asked_for(policy)
+    prompts = [Prompt("a"), Prompt("b"), Prompt("a", (picture((64, 64)),))]
+    policy.prepare(prompts)
+    assert len(asked) == 3
+    policy.encode(prompts[:2])
+    assert len(asked) == 3
+
+
 def test_an_embedding_does_not_depend_on_what_it_is_asked_for_with(load: Callable[..., SD3Policy]) -> None:
     together = load().encode(prompts_for(load()))
     alone = load().encode(prompts_for(load())[1:])

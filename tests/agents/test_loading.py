@@ -215,7 +215,7 @@ def test_the_kind_is_found_by_a_few_small_files(
 
 
 def test_a_policy_of_ours_has_its_settings_from_the_hub_too(
-    root: Path, hub: list[str], monkeypatch: pytest.MonkeyPatch
+    root: Path, hub: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert saved_settings("someone/policy") == saved_settings(root / "policy") == SETTINGS
     assert saved_settings("someone/metaquery") is None
@@ -225,6 +225,10 @@ def test_a_policy_of_ours_has_its_settings_from_the_hub_too(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert saved_settings("someone/policy") == SETTINGS
     assert saved_settings("someone/metaquery") is None
+    assert caplog.messages == []
+    # Of one whose settings were never asked for nobody can say.
+    assert saved_settings("someone/kontext") is None
+    assert "someone/kontext: its own pdtr_settings.json, if it has one, is not in the hub's cache" in caplog.text
 
 
 def test_a_repository_that_is_not_there_is_one_line(hub: list[str]) -> None:

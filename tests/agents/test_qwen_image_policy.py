@@ -280,3 +280,20 @@ def test_weights_in_float32_are_run_in_bfloat16(folders: dict[str, Path]) -> Non
     assert {parameter.dtype for parameter in policy.transformer.parameters()} == {torch.float32}
     assert velocity.dtype == torch.bfloat16
     assert torch.cosine_similarity(velocity.float().flatten(), expected.flatten(), dim=0) > 0.99
+
+
+@pytest.mark.parametrize(("cached", "prepared"), [(6, 3), (5, 2), (4, 2), (2, 1), (1, 0)])
+def test_an_instruction_and_its_negative_are_kept_together(
+    folders: dict[str, Path], cached: int, prepared: int
+) -> None:
+    """The encoder sees the picture with either, so each prompt has two embeddings, and is asked for both but once."""
+    policy = _load(folders, "edit", replace(SETTINGS, cached_prompts=cached))
+    asked: list[int] = []
+    policy.text_encoders[0].register_forward_hook(lambda *_: asked.append(1))
+    words = ("red", "blue", "pale")
+    prompts = [Prompt(f"make it {word}", (np.full((64, 64, 3), 60 * i, np.uint8),)) for i, word in enumerate(words)]
+    policy.prepare(prompts)
+    assert len(asked) == 2 * prepared
+    for prompt in prompts:
+        policy.encode([prompt])
+    assert len(asked) == 6

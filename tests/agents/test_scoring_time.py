@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 
@@ -33,3 +34,22 @@ def test_with_two_environments_scoring_goes_on_beside_drawing(
     found = collect(tiny_policy, envs, prompts, Draw(2, seed=1), ODE(3)).seconds
     assert found.scored >= NUM_CHUNKS * SECONDS
     assert share[0] <= found.waited / found.scored <= share[1]
+
+
+def test_scoring_is_on_the_gpu_of_who_draws(tiny_policy: ScenesPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's current device is a thread's own, and the first GPU in a new thread."""
+    told: list[tuple[str, int]] = []
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 5)
+    monkeypatch.setattr("torch.cuda.set_device", lambda index: told.append((threading.current_thread().name, index)))
+    prompts = t2i_prompts("train", 1, 3)
+    used: list[str] = []
+
+    def note(images: Images, prompts: Sequence[Prompt]) -> Scores:
+        used.append(threading.current_thread().name)
+        return Scores(np.zeros(len(images), np.float32))
+
+    env = TextToImageVectorEnv(1, note, FixedPool(prompts), tiny_policy.image_size)
+    collect(tiny_policy, [env], prompts, Draw(1, seed=1), ODE(2))
+    assert told == [(used[0], 5)]
+    assert used[0] != threading.current_thread().name

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
+from agents.policies.adapters import Adapters
 from agents.policies.scenes import ScenesPolicy
 from agents.policies.weights import VERSIONS, FullWeights, LoraSettings, LoraWeights, PolicyWeights
 from rewards.base import Prompt
@@ -111,3 +113,134 @@ def test_lora_trains_few_parameters_and_leaves_the_base_alone(tiny_policy: Scene
     named = tiny_policy.transformer.named_parameters()
     kept = {name.replace(".base_layer", ""): p for name, p in named if "lora" not in name}
     assert all(torch.equal(kept[name], tensor) for name, tensor in base.items())
+
+
+def _switches(model: Any) -> tuple[list[Any], dict[str, bool]]:
+    """Which adapter is active, in the network and in each layer, and what has gradients."""
+    layers = [module for module in model.modules() if hasattr(module, "lora_A")]
+    active = [model.active_adapter, *model.active_adapters, *(layer.active_adapters for layer in layers)]
+    return active, {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+
+
+def _counted_walks(network: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Walks over all of the network's modules, from now on."""
+    walks: list[str] = []
+    for name in ("named_modules", "modules", "named_parameters", "parameters"):
+        walk = getattr(torch.nn.Module, name)
+
+        def noted(self: torch.nn.Module, *options: Any, walk: Any = walk, name: str = name, **named: Any) -> Any:
+            walks.append(name)
+            return walk(self, *options, **named)
+
+        monkeypatch.setattr(torch.nn.Module, name, noted)
+    return walks
+
+
+def test_a_switch_does_what_peft_does_without_its_walk(
+    tiny_policy: ScenesPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = LoraWeights(tiny_policy, LoraSettings(2, 4))
+    model = weights._adapters._model
+    for version in ("reference", "ema", "current", "old"):
+        model.set_adapter(version, inference_mode=version != "current")
+        expected = _switches(model)
+        with weights.use("current"), weights.use("ema"), weights.use(version):
+            assert _switches(model) == expected
+    walks = _counted_walks(tiny_policy.transformer, monkeypatch)
+    with weights.use("reference"), weights.use("old"):
+        weights.blend("ema", 0.5)
+    assert weights.parameters()
+    assert weights.state()
+    assert walks == []
+
+
+def test_a_tensor_that_is_replaced_is_found(tiny_policy: ScenesPolicy) -> None:
+    """As a move between devices may do it, or a cut over processes."""
+    weights = LoraWeights(tiny_policy, LoraSettings(2, 4))
+    old = weights.parameters()
+    for module in tiny_policy.transformer.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, torch.nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
+    assert not any(new is before for new in weights.parameters() for before in old)
+    with weights.use("old"):
+        assert not any(parameter.requires_grad for parameter in tiny_policy.transformer.parameters())
+    assert all(parameter.requires_grad for parameter in weights.parameters())
+
+
+def test_merged_adapters_are_part_of_the_network_itself(tiny_policy: ScenesPolicy) -> None:
+    names = [name for name, _ in tiny_policy.transformer.named_parameters()]
+    network, storages = tiny_policy.transformer, {p.data_ptr() for p in tiny_policy.transformer.parameters()}
+    weights = LoraWeights(tiny_policy, LoraSettings(4, 8))
+    base = _velocity(tiny_policy)
+    _train_a_little(weights, tiny_policy)
+    weights.blend("ema", 0.5)
+    with weights.use("ema"):
+        expected = _velocity(tiny_policy)
+    weights.merge("ema")
+    assert tiny_policy.transformer is network
+    assert [name for name, _ in network.named_parameters()] == names
+    # Not one tensor is copied: of a big network there may be no room for two.
+    assert {parameter.data_ptr() for parameter in network.parameters()} == storages
+    assert not torch.allclose(expected, base, atol=1e-3)
+    assert torch.allclose(_velocity(tiny_policy), expected, atol=1e-5)
+    with pytest.raises(ValueError, match="got 'current' of merged ones"), weights.use("current"):
+        pass
+
+
+class _Layers(torch.nn.Module):
+    """Three layers that read the same input, as an attention's queries, keys and values."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(64, 32, dtype=dtype) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return sum((layer(x) for layer in self.layers), torch.zeros(()))
+
+
+def _adapted(dtype: torch.dtype) -> tuple[_Layers, Adapters]:
+    from peft import LoraConfig
+
+    network = _Layers(dtype)
+    config = LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, target_modules=r".*\.\d")
+    torch.manual_seed(1)
+    return network, Adapters(network, config, ["current"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_adapters_of_a_half_precision_network_keep_no_copy_of_what_it_reads(dtype: torch.dtype) -> None:
+    network, adapters = _adapted(dtype)
+    x = torch.randn(8, 64, generator=torch.Generator().manual_seed(2)).to(dtype).requires_grad_(True)
+    saved: dict[int, torch.Tensor] = {}
+
+    def kept(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
+        network(x).float().square().mean().backward()
+    assert all(tensor.dtype == torch.float32 for tensor in adapters.tensors("current").values())
+    assert all(t.grad is not None and t.grad.any() for t in adapters.tensors("current").values())
+    # One input for all layers, and nothing that has a row of it in float32 but the loss itself.
+    assert [tensor.data_ptr() for tensor in saved.values() if tensor.shape == x.shape] == [x.data_ptr()]
+    assert {tensor.shape for tensor in saved.values() if tensor.dtype == torch.float32} <= {(8, 32)}
+
+
+def test_adapters_of_a_float32_network_are_pefts_to_the_bit() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    network = _adapted(torch.float32)[0]
+    plain = _Layers(torch.float32)
+    config = LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, target_modules=r".*\.\d")
+    torch.manual_seed(1)
+    model: Any = get_peft_model(plain.requires_grad_(False), config, "current")  # type: ignore[arg-type]
+    x = torch.randn(8, 64, generator=torch.Generator().manual_seed(2))
+    found, expected = network(x), model(x)
+    assert torch.equal(found, expected)
+    found.square().mean().backward()
+    expected.square().mean().backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+    own = {n: p.grad for n, p in network.named_parameters() if p.requires_grad}
+    assert len(own) == 6
+    assert all(torch.equal(gradient, gradients[f"base_model.model.{name}"]) for name, gradient in own.items())

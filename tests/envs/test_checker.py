@@ -4,8 +4,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium import Space
+from gymnasium.spaces import Box, Dict, Tuple
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
 
 import envs
 from envs.checker import check_image_env
@@ -66,6 +69,27 @@ def test_a_source_that_is_left_out_is_noticed() -> None:
     pool = FixedPool([Prompt("a", tuple(np.zeros((2, 4, 4, 3), np.uint8)))])
     with pytest.raises(ValueError, match="source_image: expected the prompt's own pixels, got others"):
         check_image_env(Fewer(2, redness, pool, (4, 4)))
+
+
+@pytest.mark.parametrize(
+    "several",
+    [
+        Tuple([Box(0, 255, (4, 4, 3), np.uint8)] * 2),
+        Box(0, 255, (), np.uint8),
+        Box(0, 255, (1, 4, 4, 3), np.uint8),
+        Box(0, 255, (2, 4, 4), np.uint8),
+        Box(0, 255, (2, 4, 4, 3), np.float32),
+    ],
+)
+def test_a_space_of_sources_of_another_form_is_named(several: Space[Any]) -> None:
+    pool = FixedPool([Prompt("a", tuple(np.zeros((2, 4, 4, 3), np.uint8)))])
+    env = ImageEditingVectorEnv(2, redness, pool, (4, 4))
+    single = env.single_observation_space
+    assert isinstance(single, Dict)
+    env.single_observation_space = Dict({**single.spaces, "source_images": several})
+    env.observation_space = batch_space(env.single_observation_space, 2)
+    with pytest.raises(ValueError, match=r"observation_space\['source_images'\]: expected two or more of Box.*, got"):
+        check_image_env(env)
 
 
 class Restarting(TextToImageVectorEnv):

@@ -5,12 +5,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs.data.prompts import RecordPool, prompts_from_records
+from envs.data.prompts import OtherSourcesError, RecordPool, prompts_from_records
 from envs.data.records import RecordSet
 from envs.image_editing import ImageEditingVectorEnv
 from envs.prompts import PromptPool, load_prompts
 from rewards.pixel import redness
 from tests.envs.record_files import number_of, png, write_rows
+
+
+def edits_of(path: Path, numbers: list[list[int]]) -> RecordSet:
+    """A data set of edits of the pictures of these numbers."""
+    pictures = [[png(number) for number in row] for row in numbers]
+    write_rows(path, [{"instruction": f"{n}", "input_image": entry} for n, entry in enumerate(pictures)])
+    return RecordSet((str(path.parent / f"*{path.suffix}"),))
 
 
 def pool_of(path: Path, kind: Any = "edit_prompt", size: tuple[int, int] | None = (16, 16)) -> RecordPool:
@@ -39,10 +46,7 @@ def test_edit_prompts_of_every_format_are_drawn_like_a_pool(tmp_path: Path, suff
 
 
 def test_rows_with_another_number_of_pictures_are_left_out(tmp_path: Path) -> None:
-    pictures = [[png(1)], [png(2), png(3)], [png(4), png(5)], [png(6), png(7), png(8)]]
-    rows = [{"instruction": f"{n}", "input_image": entry} for n, entry in enumerate(pictures)]
-    write_rows(tmp_path / "set.parquet", rows)
-    data = RecordSet((str(tmp_path / "set.parquet"),))
+    data = edits_of(tmp_path / "set.parquet", [[1], [2, 3], [4, 5], [6, 7, 8]])
     assert prompts_from_records(data, "edit_prompt").num_sources == 3
     pool = prompts_from_records(data, "edit_prompt", (16, 16), num_sources=2)
     assert (len(pool), pool.num_sources, pool.problems.num_bad) == (2, 2, 2)
@@ -52,6 +56,21 @@ def test_rows_with_another_number_of_pictures_are_left_out(tmp_path: Path) -> No
     assert observation["source_images"].shape == (2, 2, 16, 16, 3)
     (other,) = prompts_from_records(data, "edit_prompt", num_sources=1).first(9)
     assert other.text == "0"
+
+
+def test_a_file_of_rows_with_another_number_is_left_out_and_a_set_of_them_says_which(tmp_path: Path) -> None:
+    edits_of(tmp_path / "a.parquet", [[1], [2], [3, 4, 5]])
+    data = edits_of(tmp_path / "b.parquet", [[6, 7]])
+    pool = prompts_from_records(data, "edit_prompt", num_sources=2)
+    assert (len(pool), pool.num_sources, pool.problems.num_rows, pool.problems.num_bad) == (1, 2, 4, 3)
+    message = r"\*\.parquet: expected rows with 4 pictures to edit, got 1 \(2 rows\), 3 \(1 rows\), 2 \(1 rows\)"
+    with pytest.raises(OtherSourcesError, match=message) as raised:
+        prompts_from_records(data, "edit_prompt", num_sources=4)
+    assert raised.value.found == 1
+    # A file that is damaged is not left out in silence.
+    write_rows(tmp_path / "c.parquet", [{"instruction": "i", "input_image": [b"text", b"text"]}])
+    with pytest.raises(ValueError, match=r"c\.parquet: expected at least one prompt, got bad rows alone"):
+        prompts_from_records(data, "edit_prompt", num_sources=2)
 
 
 def test_a_training_set_serves_as_prompts_too(tmp_path: Path) -> None:
@@ -124,6 +143,15 @@ def test_what_is_alike_is_held_out_together(tmp_path: Path, suffix: str) -> None
     assert sorted(pictures[0] | pictures[1]) == list(range(10))
     with pytest.raises(ValueError, match="expected more than 30 prompts, to hold 30 out, got 30 of 10 kinds"):
         pool_of(tmp_path / f"a.{suffix}").split(30)
+
+
+def test_edits_of_one_picture_with_other_references_are_alike(tmp_path: Path) -> None:
+    data = edits_of(tmp_path / "a.parquet", [[n // 3, 100 + n] for n in range(15)] + [[50 + n, 100] for n in range(15)])
+    held_out, rest = prompts_from_records(data, "edit_prompt", num_sources=2).split(8, seed=1)
+    firsts = [{number_of(prompt.source_images[0]) for prompt in pool.first(30)} for pool in (held_out, rest)]
+    assert not firsts[0] & firsts[1]
+    # The reference that half of the rows share does not tie these together.
+    assert len(held_out) < 15
 
 
 def test_repeats_of_a_text_are_held_out_together(tmp_path: Path) -> None:

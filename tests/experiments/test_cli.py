@@ -235,6 +235,8 @@ def test_an_unknown_flag_names_the_nearest(pdtr: Run) -> None:
         (["eval", "{policy}", "--prompts", "{tmp}/corrupt.jsonl"], ["{tmp}/corrupt.jsonl", "line 2"]),
         (["eval", "{policy}", "--prompts", "{tmp}/corupt.jsonl"], ["{tmp}/corupt.jsonl", "corrupt.jsonl"]),
         (["report", "{tmp}"], ["{tmp}"]),
+        (["export"], ["RUN"]),
+        (["export", "{tmp}"], ["{tmp}", "expected the folder of a run"]),
         (["recipes", "smoke"], ["smoke"]),
     ],
     ids=lambda value: " ".join(value) if value[0] in COMMANDS else "",

@@ -33,6 +33,7 @@ from experiments.edit_reward import CheckOptions
 from experiments.edit_reward_data import EditDataConfig
 from experiments.eval import CompareOptions
 from experiments.eval_options import OPTIONS
+from experiments.export import ExportOptions
 from experiments.flags import Usage, parse, parse_run
 from experiments.held_out import EvalOptions
 from experiments.judge_check import JudgeCheckOptions
@@ -188,6 +189,7 @@ def test_commands_parse(command: str) -> None:
         options: dict[str, Any] = {
             "sample": SampleOptions(tyro.MISSING),
             "report": ReportOptions(tyro.MISSING),
+            "export": ExportOptions(tyro.MISSING),
             "scenes-judge": ScenesJudgeConfig(),
             "metaquery-scenes": MetaQueryScenesConfig(),
             "prompts": GenEvalPromptsOptions(),

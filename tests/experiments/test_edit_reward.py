@@ -14,6 +14,7 @@ from envs.scenes.rewards import edit_reward
 from envs.scenes.world import COLORS, SHAPES, SceneObject, place_all
 from experiments.benchmarks.edit_reward import Figure, format_figures
 from experiments.cli import main
+from experiments.edit_reward import edit_reward as edit_reward_command
 from experiments.edit_reward_check import check_reward_on, format_found
 from experiments.edit_reward_data import EditDataConfig, make_data, split_prompts
 from experiments.edit_reward_reading import (
@@ -204,3 +205,46 @@ def test_figures_are_averaged_over_seeds() -> None:
     assert "0.800" in text
     assert "1 of 2 seeds" in text
     assert "0.750 [0.700, 0.900]" in format_figures(figures[:1])
+
+
+def judged(index: int, size: int, **changes: object) -> ScoredEdit:
+    """An edit of one colour, whose brightness is its total."""
+    total = index / 10
+    picture = np.full((size, size, 3), round(255 * total), np.uint8)
+    made = ScoredEdit(
+        str(index), str(index // 2), "make it bright", picture, picture, {"detail": 0.5, "overall": total}
+    )
+    return replace(made, **changes)
+
+
+def brightness(images: np.ndarray, prompts: list[Prompt]) -> np.ndarray:
+    """Of images that are their sources: each call has those of one size, with the prompts that they belong to."""
+    assert all(np.array_equal(image, prompt.source_images[0]) for image, prompt in zip(images, prompts, strict=True))
+    return images.mean((1, 2, 3)) / 255
+
+
+def test_edits_of_several_sizes_are_compared_in_their_order() -> None:
+    edits = [judged(index, (8, 12, 16)[index % 3]) for index in range(10)]
+    found = check_reward_on(brightness, edits, 10)
+    assert [row.what for row in found] == ["total"]
+    assert found[0].agreement.spearman.value == pytest.approx(1)
+    assert found[0].agreement.calibration.value < 0.01
+    assert (found[0].agreement.count, found[0].agreement.num_pairs) == (10, 5)
+
+
+def test_ranks_are_compared_within_a_prompt_alone() -> None:
+    edits = [judged(index, 8, scores={}, rank=2 - index % 2) for index in range(10)]
+    (found,) = check_reward_on(brightness, edits, 10)
+    assert found.agreement.pairwise.value == 1
+    assert np.isnan(found.agreement.spearman.value)
+    assert "nan" not in format_found([found])
+    with pytest.raises(ValueError, match="'3' without a rank"):
+        check_reward_on(brightness, [*edits[:3], judged(3, 8), *edits[4:]], 10)
+
+
+def test_several_processes_share_the_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="edit-reward check: expected one process, got 2"):
+        edit_reward_command(["check", "/nowhere"])
+    with pytest.raises(ValueError, match="owner/name"):
+        edit_reward_command(["train", "--base", "/nowhere"])

@@ -19,7 +19,8 @@ from envs.data.batches import BatchSettings
 from envs.data.buckets import ProgressiveResolution
 from experiments.benchmarks.world_size_runs import environment
 from experiments.cli import main
-from experiments.pretrain_stage import StageOptions
+from experiments.pretrain_checks import check
+from experiments.pretrain_stage import StageOptions, published
 from pdtr.pretraining_stages import PUBLISHED, Stage
 from tests.agents.tiny_metaquery import make_metaquery
 from tests.pdtr.test_pretraining_files import SETTINGS, write_records
@@ -101,16 +102,79 @@ def test_stage_b_teaches_sd3_and_keeps_its_folder(
     assert any(not torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
-@pytest.mark.parametrize(("letter", "start"), [("A", 16_000_000), ("B", 400_000), ("C", 400_000)])
+def test_a_list_of_sets_with_different_columns_trains_from_the_command_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in (folder / "t2i.jsonl").read_text().splitlines()]
+    renamed = [{"words": row["prompt"], "drawn": row["image"]} for row in rows]
+    (tmp_path / "renamed.json").write_text(json.dumps(renamed))
+    sets = [
+        {"files": [f"{folder}/t2i.jsonl"], "weight": 2},
+        {"files": ["renamed.json"], "fields": {"text": "words", "target": "drawn"}, "image_root": str(folder)},
+    ]
+    (tmp_path / "mix.json").write_text(json.dumps({"sets": sets}))
+    model = make_tiny_sd3(tmp_path / "sd3")
+    arguments = ["--model", str(model), "--t2i", str(tmp_path / "mix.json"), "--edit", f"{folder}/edit.jsonl", *SMALL]
+    output = tmp_path / "b"
+    assert main(["pretrain", "stage-b", *arguments, "--stage.output-dir", str(output)]) == 0, capsys.readouterr().err
+    data = json.loads((output / "step-000002" / "meta.json").read_text())["data"][0]
+    assert data["identity"]["t2i"]["weights"] == [2.0, 1.0]
+    problems = json.loads((output / "problems" / "t2i_problems.jsonl").read_text().splitlines()[0])
+    assert problems["bad"] == 0
+    capsys.readouterr()
+    held_out = ["--held-out-t2i", f"{folder}/t2i.jsonl", "--stage.output-dir", str(tmp_path / "c")]
+    assert main(["pretrain", "stage-b", *arguments, *held_out]) == 2
+    assert "--held-out-t2i: expected files that are not trained on, got" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("letter", "start"), [("A", 16_000_000), ("B", 3_200_000), ("C", 3_200_000)])
 def test_stages_balance_ratios_and_begin_with_half_of_the_steps_at_256(letter: Stage, start: int) -> None:
-    """A step of stage B has 128 examples, and so 4 batches of 16 of each task."""
-    options = StageOptions(stage=PUBLISHED[letter])
+    """A step of stage B has 128 examples, and so 32 batches of 2 of each task."""
+    options = published(letter)
     for task in options.stage.cycle:
         batches = options.task_batches(task)
         assert batches.balanced
         assert batches.resolution == ProgressiveResolution((256, 512), (0, start))
     assert replace(options, first_share=0.0).task_batches("t2i") == options.batches
     assert not options.backbone.offload_encoders
+
+
+@pytest.mark.parametrize("letter", ["A", "B", "C"])
+@pytest.mark.parametrize("count", [1, 2, 4, 8, 16, 32])
+def test_published_steps_are_made_up_of_the_defaults_by_up_to_32_processes(
+    letter: Stage, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(count))
+    files = dict.fromkeys(PUBLISHED[letter].cycle, ("x.jsonl",))
+    options = replace(published(letter), model=tmp_path, **files)
+    check(replace(options, stage=replace(options.stage, output_dir=tmp_path / "new")), resume=False)
+    assert options.backbone.gradient_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("count", "flags", "said"),
+    [
+        (64, [], "got 2; --batches.batch-size 1 would do"),
+        (8, ["--batches.batch-size", "16"], "got 16; --batches.batch-size 8 would do"),
+        (
+            8,
+            [
+                *("--batches.resolution.sizes", "512", "1024", "--batches.resolution.starts", "0", "9"),
+                *("--batches.resolution.batch-sizes", "16", "3"),
+            ],
+            "--batches.resolution.batch-sizes: expected sizes that times cycle x processes = 2 x 8 = 16 divide "
+            "--stage.global-batch-size 128, got 16 3; --batches.resolution.batch-sizes 8 2 would do",
+        ),
+        (3, [], "no batch size would do with 3 processes: start 2, or give --stage.global-batch-size 126"),
+    ],
+)
+def test_what_does_not_add_up_names_the_size_of_a_batch_before_what_is_published(
+    count: int, flags: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(count))
+    arguments = ["--model", "m", "--t2i", "x", "--edit", "y", "--stage.output-dir", "/nowhere/new"]
+    assert main(["pretrain", "stage-b", *arguments, *flags]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_tasks_that_come_more_often_change_their_resolution_at_the_same_step() -> None:
@@ -144,7 +208,8 @@ def test_tasks_that_come_more_often_change_their_resolution_at_the_same_step() -
         (["stage-c", "--stage.stage", "B"], "expected C, which stage-c is, got B; type: pdtr pretrain stage-b"),
         (
             ["stage-b", "--model", "m", "--t2i", "x", "--edit", "y", "--batches.batch-size", "24"],
-            "a multiple of batch size x cycle x processes = 24 x 2 x 1 = 48, got 128; 144 would do",
+            "--batches.batch-size: expected sizes that times cycle x processes = 2 x 1 = 2 divide "
+            "--stage.global-batch-size 128, got 24; --batches.batch-size 16 would do",
         ),
         (
             ["stage-b", "--batches.resolution.sizes", "256"],

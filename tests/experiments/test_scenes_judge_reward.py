@@ -146,6 +146,7 @@ def test_readouts_are_compared_with_the_truth(tmp_path: Path, capsys: pytest.Cap
         flags = ["--judge.url", server.url, "--data", str(tmp_path / "data"), "--results", str(tmp_path)]
         flags += ["--templates", "yes_no.v1", "pairwise_edit.v1", "--resamples", "20", "--num-edits", "10"]
         assert run_benchmark(judge_agreement.benchmark, flags) == 0
+        asked = [request for request in server.requests if "yes" in str(request.body).lower()]
     rows = read_csv(tmp_path / judge_agreement.TABLE, judge_agreement.Figure)
     values = {(row.template, row.quantity): row for row in rows}
     # Whole prompts: eight of the ten.
@@ -159,6 +160,14 @@ def test_readouts_are_compared_with_the_truth(tmp_path: Path, capsys: pytest.Cap
     assert values["pairwise_edit.v1", "pairs in order"].value == 0.5
     assert ("pairwise_edit.v1", "Spearman") not in values
     assert "label mass" in capsys.readouterr().out
+    # The retest is of the same questions, in another order, and without the server's memory.
+    rounds = [
+        [request.body["messages"] for request in asked if ("cache_salt" in request.body) == is_retest]
+        for is_retest in (False, True)
+    ]
+    assert sorted(map(str, rounds[0])) == sorted(map(str, rounds[1]))
+    assert rounds[0] != rounds[1]
+    assert judge_agreement._another_order([Prompt("", id=name) for name in "aabbccdd"]) != [*range(8)]
 
 
 def test_no_server_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

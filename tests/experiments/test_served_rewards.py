@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from agents.samplers import ODE
+from envs.prompts import FixedPool
 from experiments.cli import main
 from experiments.flags import Usage, parse_run
 from experiments.published_rewards import EditRewardWeights, OCRReader, PublishedRewards
@@ -22,8 +23,10 @@ from experiments.served_rewards import TEMPLATES, EditJudge, RemoteScorer, find_
 from pdtr.config import TrainConfig
 from pdtr.launch import run
 from pdtr.logbook import read_metrics
+from pdtr.run_settings import check_settings, write_settings
 from pdtr.task_source import PromptFileTasks
-from rewards.base import Images, Prompt, RewardTraits, Values, declare, reward_name
+from pdtr.tasks import Task
+from rewards.base import Images, Prompt, Reward, RewardTraits, Values, declare, reward_name
 from rewards.pixel import jpeg_compressibility
 from rewards.remote import RemoteReward
 from rewards.scoring import score
@@ -186,6 +189,22 @@ def test_one_of_two_judges_is_missing_or_another(
     assert f"{second.url}: expected judge to judge by edit_overall.v1, got none" in said
 
 
+def test_a_judge_that_takes_too_few_pictures_is_one_line(
+    folder: Path, judges: tuple[FakeServer, FakeServer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def few(request: Request) -> Reply:
+        is_judged = request.path == "/v1/chat/completions"
+        refused = as_json({"error": {"message": "At most 3 image(s) may be provided in one prompt."}}, 400)
+        return refused if is_judged and len(pictures(request)) > 3 else answer(request)
+
+    judges[1].handler = few
+    urls = ["--rewards.judge.urls", *(server.url for server in judges)]
+    said = refusal(capsys, "diffusion_nft_qwen_image_edit", *urls, "--tasks.edit-sources", "3")
+    assert judges[1].url in said
+    assert "At most 3 image(s)" in said
+    assert "pdtr judge serve MODEL --max-images 4" in said
+
+
 def test_a_remote_reward_is_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PDTR_REWARD_TOKEN", "t0ken")
     with RewardServer(bright, ServerSettings(service=ServiceSettings(token="t0ken"))) as server:
@@ -277,6 +296,34 @@ def test_a_published_recipe_trains_on_the_reward_of_another_process(folder: Path
             process.terminate()
     rows = read_metrics(Path("runs/diffusion_nft_qwen_image_edit_tiny"))
     assert all(np.isfinite(row["reward/edit"]) and row["missing_ratio/edit"] == 0 for row in rows)
+
+
+def edits(reward: Reward) -> dict[str, Task]:
+    return {"edit": Task("edit", FixedPool(EDITS), reward, EDITS, EDITS, (8, 8))}
+
+
+def test_an_address_may_change_and_what_is_there_may_not(folder: Path, judges: tuple[FakeServer, FakeServer]) -> None:
+    first, second = judges
+    config = TrainConfig(output_dir=folder)
+    write_settings(config, "mine", edits(EditJudge((first.url,)).make()))
+    check_settings(config, edits(EditJudge((second.url,)).make()))
+    served = {"data": [{"id": "larger"}]}
+    second.handler = lambda request: as_json(served) if request.path == "/v1/models" else answer(request)
+    with pytest.raises(ValueError, match=r"VLMJudge \(model = 'judge'\), got VLMJudge \(model = 'larger'\)"):
+        check_settings(config, edits(EditJudge((second.url,)).make()))
+    # The same model, asked for something else.
+    with pytest.raises(ValueError, match=r"VLMJudge \(.*template\.name = 'edit_overall"):
+        check_settings(config, edits(EditJudge((first.url,), templates=("edit_requirement.v1",)).make()))
+
+
+def test_another_server_of_the_same_reward_may_take_over(folder: Path) -> None:
+    config, scorers = TrainConfig(output_dir=folder), []
+    with RewardServer(bright) as first, RewardServer(bright) as second, RewardServer(jpeg_compressibility) as other:
+        scorers = [RemoteScorer(server.url).make("--url") for server in (first, second, other)]
+    write_settings(config, "mine", edits(scorers[0]))
+    check_settings(config, edits(scorers[1]))
+    with pytest.raises(ValueError, match=r"'edit' that the run was started with, bright, got jpeg_compressibility;"):
+        check_settings(config, edits(scorers[2]))
 
 
 def test_a_reward_of_ones_own_wins_and_asks_no_server(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -182,3 +182,16 @@ def test_why_it_is_refused() -> None:
     (found,) = weighted([rollout], {"a": 1.0}, GDPO)
     assert group_advantages(found.rewards, rollout.group_ids, "global")[:4].abs().max() < 0.01
     assert group_advantages(found.rewards, rollout.group_ids, "group")[:4].abs().max() > 0.9
+
+
+def test_the_floor_is_the_run_s() -> None:
+    """A reward on a hundredth of the scale counts as much as another with a hundredth of the floor."""
+    values = [1.0, 0.0, 1.0, 0.0]
+    small = make_rollout([0.0] * 4, a=[value / 100 for value in values])
+    (full,) = weighted([make_rollout([0.0] * 4, a=values)], {"a": 1.0}, GDPO)
+    (low,) = weighted([small], {"a": 1.0}, GDPO, std_floor=0.0005)
+    (shrunk,) = weighted([small], {"a": 1.0}, GDPO)
+    torch.testing.assert_close(low.rewards, full.rewards)
+    torch.testing.assert_close(shrunk.rewards, full.rewards / 10)  # 0.005 over 0.05.
+    with pytest.raises(ValueError, match="reward_std_floor: expected a number above 0, got 0"):
+        config_of(one_stage(a=Constant(1.0)), reward_std_floor=0.0)

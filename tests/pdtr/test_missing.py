@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -53,26 +54,51 @@ def test_the_commonest_reason() -> None:
 def test_the_watch_counts_over_its_window_and_forgets() -> None:
     watch = MissingWatch(MissingSettings(max_share=0.5, window=2))
     for rewards in ([NAN, 1.0], [NAN, 1.0], [1.0, 1.0], [NAN, NAN], [1.0, 1.0], [NAN, NAN]):
-        watch.observe([rollout(rewards)])
-    assert watch.shares == [0.0, 1.0]
+        watch.observe({"t2i": rollout(rewards)})
+    assert watch.shares == {"t2i": [0.0, 1.0]}
     with pytest.raises(TooManyMissing, match="last 2 iterations 75% are not available"):
-        watch.observe([rollout([NAN, 1.0])])
+        watch.observe({"t2i": rollout([NAN, 1.0])})
 
 
 def test_a_judge_that_never_answers_stops_a_run_before_its_window_is_over() -> None:
     watch = MissingWatch(MissingSettings(max_share=0.5, window=10))
     for _ in range(5):
-        watch.observe([rollout([NAN, NAN])])
+        watch.observe({"t2i": rollout([NAN, NAN])})
     with pytest.raises(TooManyMissing, match=r"last 6 iterations 100% are not available.*no reason was given"):
-        watch.observe([rollout([NAN, NAN])])
+        watch.observe({"t2i": rollout([NAN, NAN])})
+
+
+def test_a_dead_judge_of_the_smaller_task_stops_a_run() -> None:
+    watch = MissingWatch(MissingSettings(max_share=0.5, window=4))
+    both = {"t2i": rollout([1.0] * 8), "edit": rollout([NAN, NAN], {0: "no answer"})}
+    for rollouts in (both, {"t2i": rollout([1.0, 1.0])}, both):
+        watch.observe(rollouts)
+    # Of all rewards a fifth is missing; the iteration without edits says nothing of their judge.
+    with pytest.raises(TooManyMissing, match=r"^edit: of the rewards of its last 3 iterations 100% .*: no answer;"):
+        watch.observe(both)
+    assert watch.shares["t2i"] == [0.0] * 4
 
 
 def test_a_restored_watch_goes_on() -> None:
     first, second = (MissingWatch(MissingSettings(window=2)) for _ in range(2))
-    first.observe([rollout([NAN, NAN])])
-    second.load_state_dict(first.state_dict())
+    first.observe({"edit": rollout([NAN, NAN])})
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     with pytest.raises(TooManyMissing):
-        second.observe([rollout([NAN, 1.0])])
+        second.observe({"edit": rollout([NAN, 1.0])})
+
+
+def test_a_watch_goes_on_with_a_shorter_window() -> None:
+    watch = MissingWatch(MissingSettings(max_share=0.5, window=2))
+    watch.load_state_dict({"shares": {"edit": [1.0, 1.0, 1.0, 0.0, 0.5]}})
+    assert watch.shares == {"edit": [0.0, 0.5]}
+    watch.observe({"edit": rollout([NAN, 1.0])})
+
+
+def test_a_watch_goes_on_from_a_checkpoint_that_counted_all_tasks_together() -> None:
+    watch = MissingWatch(MissingSettings(max_share=0.5, window=2))
+    watch.load_state_dict({"shares": [0.5, 0.5]})
+    watch.observe({"edit": rollout([NAN, NAN]), "t2i": rollout([1.0, 1.0])})
+    assert watch.shares == {"edit": [1.0], "t2i": [0.0]}
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,18 @@ def test_the_alarm_looks_back_to_the_start_too() -> None:
     assert hacking_alarm([moment(0, 0.2, 0.3), moment(10, 0.6, 0.6), moment(20, 0.6, 0.4)]) == ""
 
 
+def test_what_is_weighed_by_name_sets_it_off_where_the_total_stands() -> None:
+    """The stage weighs red five times as much as the total that is logged."""
+    first, last = moment(0, 0.5, 0.6), moment(20, 0.5, 0.3)
+    parts = {"judge": np.full(100, 0.6), "red": np.full(100, 0.1)}
+    history = [{**first, "parts": parts}, {**last, "parts": {"judge": parts["judge"] - 0.1, "red": parts["red"] + 0.3}}]
+    found = hacking_alarm(history)
+    assert re.search(r"since iteration 0 the trained reward \(red\) rose by 0\.300 .* held-out one fell by 0\.", found)
+    assert hacking_alarm([first, last]) == ""
+    # One that is weighed since a later stage has nothing to be compared with.
+    assert hacking_alarm([first, history[1]]) == ""
+
+
 @pytest.mark.parametrize(
     "last",
     [

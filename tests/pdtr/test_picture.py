@@ -13,13 +13,19 @@ from pdtr.logbook import Logbook
 from pdtr.picture import write_picture
 
 
-def _run(folder: Path, labels: dict[str, int]) -> Path:
+def _sources() -> np.ndarray:
+    """Of two prompts, three pictures each, side by side."""
+    row = np.concatenate([np.broadcast_to(np.eye(3, dtype=np.uint8)[i] * 255, (8, 8, 3)) for i in range(3)], axis=1)
+    return np.stack([row] * 2)
+
+
+def _run(folder: Path, labels: dict[str, int], task: str = "t2i", sources: np.ndarray | None = None) -> Path:
     (folder).mkdir()
     (folder / "config.json").write_text(json.dumps({"recipe": "r", "config": {}, "versions": {}, "seed": 0}))
     logbook = Logbook(folder, tensorboard=False)
-    logbook.prompts("t2i", ["a red circle", "<two> squares"])
+    logbook.prompts(task, ["a red circle", "<two> squares"], sources)
     for iteration, (label, value) in enumerate(labels.items()):
-        row = {"iteration": iteration, "task": "t2i", "set": "final", "label": label, "strict": 0.5, "reward": 0.5}
+        row = {"iteration": iteration, "task": task, "set": "final", "label": label, "strict": 0.5, "reward": 0.5}
         images = np.full((2, 8, 8, 3), value, np.uint8)
         logbook.evaluation(row, ["0", "1"], ["a", "b"], {"strict": [0, 1], "reward": [0, 1]}, images)
     return folder
@@ -32,6 +38,17 @@ def test_shows_the_base_above_the_end(tmp_path: Path) -> None:
     assert len(before) > 1000
     assert len(after) > 1000
     assert np.median(before[:, 0]) < np.median(after[:, 0])
+
+
+def test_several_sources_are_shown_whole_and_at_the_scale_of_the_others(tmp_path: Path) -> None:
+    """A run whose edits have a red, a green and a blue picture each; before is 60 and after 200."""
+    folder = _run(tmp_path / "run", {"base": 60, "after edit": 200}, "edit", _sources())
+    pixels = np.asarray(Image.open(write_picture(folder)).convert("RGB")).astype(int)
+    shades = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "before": (60,) * 3, "after": (200,) * 3}
+    areas = {name: int((pixels == shade).all(axis=2).sum()) for name, shade in shades.items()}
+    assert min(areas.values()) > 5000
+    # Fitted into a third of a column they would have a ninth of the others' area.
+    assert max(areas.values()) < 1.5 * min(areas.values()), areas
 
 
 def test_a_run_without_an_end_is_named(tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ from experiments.benchmarks.world_size_runs import (
     told,
 )
 from experiments.flags import Usage, parse_run
+from experiments.pretrain_checks import check
+from experiments.pretrain_stage import STAGES, published
 from experiments.recipes import find_recipe
 from pdtr.config import TrainConfig
 from pdtr.curriculum import SingleTask
@@ -110,9 +112,14 @@ def assert_same_run(whole: Path, other: Path) -> None:
             ]
             for key in (key for key in row if key.startswith(("reward/", "missing_ratio/", "grad_norm"))):
                 assert row[key] == pytest.approx(same[key], rel=1e-3, abs=1e-5)
-    policies = [load_file(run / "policy/model.safetensors") for run in (whole, other)]
-    for name, tensor in policies[0].items():
-        torch.testing.assert_close(policies[1][name], tensor, rtol=0, atol=4e-4)
+    stage_ends = [sorted((run / "checkpoints").glob("stage-*/tensors.safetensors")) for run in (whole, other)]
+    assert [path.parent.name for path in stage_ends[0]] == [path.parent.name for path in stage_ends[1]]
+    assert len(stage_ends[0]) == 2
+    ends = zip(*stage_ends, strict=True)
+    for paths in [*ends, [folder / "policy/model.safetensors" for folder in (whole, other)]]:
+        tensors = [load_file(path) for path in paths]
+        for name, tensor in tensors[0].items():
+            torch.testing.assert_close(tensors[1][name], tensor, rtol=0, atol=4e-4)
     assert {path.name for path in (whole / "evaluations").iterdir()} == {
         path.name for path in (other / "evaluations").iterdir()
     }
@@ -267,7 +274,7 @@ def test_a_mistake_is_said_once(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_only_training_is_shared(tmp_path: Path) -> None:
+def test_pretraining_of_the_base_is_not_shared(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pdtr", "pretrain", "scenes", "--output-dir", str(tmp_path / "base")],
         env={**environment(), "WORLD_SIZE": "2", "RANK": "0"},
@@ -310,6 +317,20 @@ def test_every_launch_of_the_docs_divides() -> None:
         count = int(numbers.get("nnodes", 1)) * int(numbers.get("nproc-per-node", numbers.get("num_processes")))
         config, _ = parse_run(find_recipe(recipe)(), Usage("pdtr train"), shlex.split(flags))
         check_shares(config.num_prompts * config.group_size // config.chunk_size, config, Processes(0, count))
+
+
+def test_every_launch_of_pre_training_in_the_docs_divides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their files stand for nothing here: a launch that is cut short with dots has what it needs otherwise."""
+    pages = [path.read_text() for path in (Path(__file__).parents[2] / "docs").rglob("*.md")]
+    pattern = r"(?:torchrun|accelerate launch) ([^`\n]*?) -m pdtr pretrain (stage-[abc])([^`\n]*)"
+    launches = [match for page in pages for match in re.findall(pattern, page)]
+    assert launches
+    for options, name, flags in launches:
+        monkeypatch.setenv("WORLD_SIZE", re.findall(r"--(?:nproc-per-node|num_processes) (\d+)", options)[0])
+        default = published(STAGES[name])
+        given, _ = parse_run(default, Usage("pdtr pretrain"), shlex.split(flags.replace("...", "")))
+        files = dict.fromkeys(default.stage.cycle, ("x.jsonl",))
+        check(replace(given, model=given.model or Path("m"), **files), resume=False)
 
 
 def test_settings_are_checked() -> None:

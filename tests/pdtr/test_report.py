@@ -3,15 +3,19 @@
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from pdtr import report_figures
 from pdtr.logbook import Logbook
+from pdtr.measures import Measure
 from pdtr.report import format_table, interference_table, write_report
-from pdtr.report_data import nearest_runs
+from pdtr.report_data import nearest_runs, read_run
 from pdtr.report_images import cut_strip, data_uri
 from pdtr.statistics import paired_bootstrap, wilson_interval
 
@@ -283,6 +287,17 @@ def test_what_is_not_a_run_is_named_with_the_nearest_runs(tmp_path: Path) -> Non
     assert tmp_path / "runs" / "other" in nearest_runs(tmp_path)
 
 
+def test_several_sources_are_shown_side_by_side_each_as_large_as_a_drawn_one(tmp_path: Path) -> None:
+    build(tmp_path / "one")
+    build(tmp_path / "two")
+    pairs = np.concatenate([images(98), images(99)], axis=2)
+    Logbook(tmp_path / "two", tensorboard=False).prompts("edit", ["a", "b", "c", "d"], pairs)
+    pages = {name: write_report(tmp_path / name).read_text() for name in ("one", "two")}
+    assert pages["one"].count('style="--pictures') == 0
+    assert pages["two"].count('<figure style="--pictures: 2">') == 4
+    assert data_uri(pairs[0]) in pages["two"]
+
+
 def test_strips(tmp_path: Path) -> None:
     Logbook(tmp_path, tensorboard=False).prompts("edit", [], images(1))
     path = tmp_path / "evaluations" / "sources-edit.png"
@@ -290,3 +305,25 @@ def test_strips(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found, expected)
     with pytest.raises(ValueError, match="expected 3 images side by side, got a width of 32 pixels"):
         cut_strip(path, 3)
+
+
+def test_an_evaluation_without_any_answer_does_not_say_what_counts(tmp_path: Path) -> None:
+    run = read_run(build(tmp_path))
+    unanswered = {"task": "edit", "strict": math.nan, "success": "reward"}
+    assert replace(run, evaluations=[*run.evaluations, unanswered]).measure("edit") == Measure("strict")
+    assert replace(run, evaluations=[unanswered]).measure("edit") == Measure("reward")
+
+
+@pytest.mark.parametrize("letters", [6, 18, 60])
+def test_legends_stay_within_their_figure(letters: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logbook = Logbook(tmp_path, tensorboard=False)
+    names = {f"component/{i}": f"{i}" + "n" * (letters - 1) for i in range(9)}
+    logbook.metrics({"iteration": 1, "seconds": 1.0, **dict.fromkeys(names, 0.5)})
+    drawn: list[Any] = []
+    monkeypatch.setattr(report_figures, "_svg", lambda figure: drawn.append(figure) or "")
+    report_figures.metric_curve(read_run(tmp_path), names)
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    legend, page = figure.axes[0].get_legend().get_window_extent(), figure.bbox
+    assert page.x0 <= legend.x0 < legend.x1 <= page.x1
+    assert page.y0 <= legend.y0 < legend.y1 <= page.y1

@@ -11,8 +11,11 @@ from pdtr.curriculum import pdtr_curriculum
 from pdtr.launch import train
 from pdtr.task_source import PromptFileTasks, ScenesTasks
 from pdtr.tasks import scenes_tasks
+from rewards.judges.client import JudgeClient
+from rewards.judges.judge import VLMJudge
 from rewards.pixel import jpeg_compressibility, redness
 from tests.envs.record_files import png, write_rows
+from tests.rewards.judges.fake_server import FakeServer, Reply, Request, as_json, pictures, says
 
 EVALUATION = EvaluationConfig(num_prompts=3, num_final_prompts=4)
 
@@ -64,6 +67,43 @@ def test_instructions_for_several_pictures(files: PromptFileTasks, tmp_path: Pat
         assert observation["source_images"].shape == (3, 2, 48, 48, 3)
     with pytest.raises(ValueError, match="edit_sources"):
         replace(files, edit_sources=0)
+
+
+@pytest.mark.parametrize("asked", [1, 3])
+def test_another_number_of_pictures_is_named_with_its_flag(files: PromptFileTasks, tmp_path: Path, asked: int) -> None:
+    rows = [{"instruction": f"turn {n}", "input_image": [png(n), png(n + 1)]} for n in range(20)]
+    write_rows(tmp_path / "pairs.parquet", rows)
+    wanted = "one picture" if asked == 1 else "3 pictures"
+    message = rf"pairs\.parquet: expected rows with {wanted} to edit, got 2 \(20 rows\); --tasks\.edit-sources 2 takes"
+    with pytest.raises(ValueError, match=message):
+        replace(files, edit_prompts=tmp_path / "pairs.parquet", edit_sources=asked).make_tasks(EVALUATION)
+
+
+def few(request: Request) -> Reply:
+    """A server that takes two pictures a request, and says so as vLLM does."""
+    if len(pictures(request)) > 2:
+        return as_json({"error": {"message": "At most 2 image(s) may be provided in one prompt."}}, 400)
+    return says({"4": 0.9})
+
+
+@pytest.mark.parametrize("is_held_out", [False, True])
+def test_a_judge_that_takes_too_few_pictures_is_told_before_files_are_read(
+    files: PromptFileTasks, is_held_out: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = "rewards.pixel:redness" if is_held_out else ""
+    edits = replace(files, t2i_prompts=None, edit_prompts=Path("gone.parquet"), edit_reward=own, edit_sources=2)
+    with FakeServer(few) as server, JudgeClient(server.url) as client:
+        judge = VLMJudge(client, "judge", "edit_following.v1")
+        monkeypatch.setattr("rewards.pixel.judge", judge, raising=False)
+        if is_held_out:
+            edits = replace(edits, edit_held_out_reward="rewards.pixel:judge")
+        given = {} if is_held_out else {"edit": judge}
+        with pytest.raises(ValueError, match=r"At most 2 image.*3 pictures with 2 source images.*--max-images 3"):
+            edits.make_tasks(EVALUATION, given)
+        # Who edits one picture asks nothing here: that was tried where the judge was made.
+        with pytest.raises(FileNotFoundError):
+            replace(edits, edit_sources=1).make_tasks(EVALUATION, given)
+        assert [len(pictures(request)) for request in server.requests] == [3]
 
 
 def test_held_out_prompts_of_a_file(files: PromptFileTasks, tmp_path: Path) -> None:

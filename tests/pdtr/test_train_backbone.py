@@ -118,6 +118,8 @@ def test_edits_of_several_pictures_are_learnt_on_policy(run: Path, base: Path, t
         for folder in (tmp_path / "run", run)
     )
     assert first["reward"] != pytest.approx(alone["reward"], abs=1e-4)
+    with Image.open(tmp_path / "run" / "evaluations" / "sources-edit.png") as strip:
+        assert strip.size == (2 * 2 * WIDTH, HEIGHT)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

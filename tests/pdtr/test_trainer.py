@@ -147,7 +147,8 @@ def test_stages_reset_what_they_say(tmp_path: Path, tiny_policy: ScenesPolicy) -
             Stage("three", {"edit": 1}, 1, reset_reference=False, keep_optimizer=True, learning_rate_scale=2.0),
         )
     )
-    trainer = make_trainer(make_config(tmp_path, stages), tiny_policy)
+    config = make_config(tmp_path, stages, algorithm=FlowGRPO(FlowSDE(2), kl_coef=0.01))
+    trainer = make_trainer(config, tiny_policy)
     base = versions(trainer, "reference")
     notes = recorded(trainer)
     assert [note["stage"] for note in notes] == [0, 0, 1, 1, 2]
@@ -216,7 +217,8 @@ def test_evaluations_use_the_average_where_there_is_one(
     tmp_path: Path, tiny_policy: ScenesPolicy, decay: float
 ) -> None:
     learner = LearnerSettings(1, ema_decay=decay)
-    config = make_config(tmp_path, SingleTask("t2i", 2), learner=learner, learning_rate=1e-2)
+    algorithm = FlowGRPO(FlowSDE(2), kl_coef=0.01)
+    config = make_config(tmp_path, SingleTask("t2i", 2), learner=learner, learning_rate=1e-2, algorithm=algorithm)
     trainer = make_trainer(config, tiny_policy)
     trainer.train()
     row = next(r for r in read_evaluations(config.output_dir) if (r["task"], r["label"]) == ("t2i", "after t2i"))
@@ -285,6 +287,7 @@ def test_stages_end_by_the_held_out_reward_only(tmp_path: Path, tiny_policy: Sce
 def test_joint_trains_both_tasks_in_one_iteration(tmp_path: Path, tiny_policy: ScenesPolicy) -> None:
     config = make_config(tmp_path, Joint(1), learner=LearnerSettings(1))
     trainer = make_trainer(config, tiny_policy)
+    base = versions(trainer, "current")
     recorded(trainer)
     (row,) = read_metrics(config.output_dir)
     assert row["tasks"] == ["edit", "t2i"]
@@ -305,7 +308,7 @@ def test_joint_trains_both_tasks_in_one_iteration(tmp_path: Path, tiny_policy: S
         other.train()
         return versions(other, "current")
 
-    start = {f"transformer.{name}": tensor for name, tensor in versions(trainer, "reference").items()}
+    start = {f"transformer.{name}": tensor for name, tensor in base.items()}
     start |= {k: t for k, t in tiny_policy.parts.state_dict().items() if not k.startswith("transformer.")}
     edit, t2i = only("edit"), only("t2i")
     assert not same(joint, edit)
@@ -483,6 +486,56 @@ def test_a_member_that_is_only_logged_is_watched_too(tmp_path: Path, tiny_policy
         [row["reward"] - 2 * row["iteration"] for row in rows]
     )
     assert [row["agreement/pale"] for row in rows] == pytest.approx([1.0] * len(rows))
+
+
+def test_a_weighed_component_is_watched_where_the_total_falls(tmp_path: Path, tiny_policy: ScenesPolicy) -> None:
+    """With another reward that measures, and with a member that is only logged."""
+
+    def trained(images: Images, prompts: Sequence[Prompt]) -> Scores:
+        found, moved = redness(images, prompts), np.float32(trainer.run.iteration)
+        return Scores(found - moved, {"red": found + moved})
+
+    def held_out(images: Images, prompts: Sequence[Prompt]) -> Any:
+        return redness(images, prompts) - np.float32(trainer.run.iteration)
+
+    summed = WeightedSum({"own": trained}, {"own": 1.0}, {"pale": held_out})
+    for kind, tasks, part in (
+        ("measured", make_tasks(trained, held_out), "red"),
+        ("logged", make_tasks(summed), "own/red"),
+    ):
+        curriculum = Staged((Stage("one", {"t2i": 1.0}, 2, reward_weights={part: Constant(5.0)}),))
+        config = make_config(tmp_path / kind, curriculum)
+        stream = io.StringIO()
+        trainer = Trainer(config, tasks, tiny_policy, Progress(config, Console(file=stream, width=300)))
+        trainer.train()
+        assert f"warning: t2i: since iteration 0 the trained reward ({part}) rose" in stream.getvalue()
+        assert f"the trained reward ({part}) rose" in write_report(config.output_dir).read_text()
+
+
+@pytest.mark.parametrize("part", ["pale", "pale/red"])
+def test_what_is_held_out_cannot_be_weighed(part: str, tmp_path: Path, tiny_policy: ScenesPolicy) -> None:
+    tasks = make_tasks(WeightedSum({"red": redness}, {"red": 1.0}, {"pale": redness}))
+    curriculum = Staged((Stage("one", {"t2i": 1.0}, 2, reward_weights={part: Step((0.0, 0.5), (1,))}),))
+    config = make_config(tmp_path, curriculum)
+    with pytest.raises(
+        ValueError, match=f"expected no weight of '{part}', which is held out of the .* 'edit', got 0.5"
+    ):
+        Trainer(config, tasks, tiny_policy, Progress(config))
+
+
+def test_a_run_beside_which_nothing_is_held_out_says_so(tmp_path: Path, tiny_policy: ScenesPolicy) -> None:
+    said = {}
+    truth = {name: replace(task, is_ground_truth=True) for name, task in make_tasks().items()}
+    for name, tasks in {"alone": make_tasks(), "watched": make_tasks(redness, darkest_of_all), "truth": truth}.items():
+        config = make_config(tmp_path / name, SingleTask("t2i", 1))
+        stream = io.StringIO()
+        Trainer(config, tasks, tiny_policy, Progress(config, Console(file=stream, width=300))).train()
+        said[name] = "warning: t2i: no alarm of reward hacking, for nothing is held out" in stream.getvalue()
+    assert said == {"alone": True, "watched": False, "truth": False}
+
+
+def darkest_of_all(images: Images, prompts: Sequence[Prompt]) -> Any:
+    return -redness(images, prompts)
 
 
 def test_a_reward_that_compares_groups_is_said_to_be_unwatched(tmp_path: Path, tiny_policy: ScenesPolicy) -> None:

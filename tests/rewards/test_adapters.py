@@ -4,6 +4,7 @@
 
 import asyncio
 import io
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -219,6 +220,29 @@ def test_flow_factory_s_models() -> None:
 def test_flow_factory_s_tensors() -> None:
     found = score(from_flow_factory(TensorModel()), IMAGES, EDITS)
     np.testing.assert_allclose(found.total, [-0.2, 0, 0.2, 0.4], atol=1e-6)
+
+
+class ByColumns(GroupwiseRewardModel):
+    """As its GenEval has it: a data set's columns come as JSON, by keyword."""
+
+    required_fields = ("image", "prompt", "metadata")
+
+    def __call__(self, prompt, image=None, **kwargs):
+        return RewardModelOutput(rewards=[float(json.loads(entry)["count"]) for entry in kwargs["metadata"]])
+
+
+class ByName:
+    def __call__(self, prompt, metadata, image=None, condition_images=None):
+        return RewardModelOutput(rewards=[float(json.loads(entry)["count"]) for entry in metadata])
+
+
+@pytest.mark.parametrize(("model", "scope"), [(ByColumns(), "group"), (ByName(), "sample")])
+def test_flow_factory_s_metadata(model: Any, scope: Any) -> None:
+    reward = from_flow_factory(model, RewardTraits(scope=scope))
+    prompts = [Prompt("a", metadata={"count": count, "tag": "counting"}) for count in (3, 1, 2, 5)]
+    assert score(reward, IMAGES, prompts).total.tolist() == [3, 1, 2, 5]
+    with pytest.raises(ValueError, match=r"metadata\['box'\]: expected JSON, got ndarray"):
+        score(reward, IMAGES[:1], [Prompt("a", metadata={"box": np.zeros(2)})])
 
 
 def test_flow_factory_s_groups() -> None:

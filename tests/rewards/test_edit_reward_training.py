@@ -11,31 +11,17 @@ import torch
 
 from rewards.base import Prompt
 from rewards.edit_reward import EditReward, template_of
-from rewards.edit_reward_data import ScoredEdit, read_edits, shard_path, write_shard
+from rewards.edit_reward_data import read_edits, shard_path, write_shard
 from rewards.edit_reward_inputs import EditInputs
 from rewards.edit_reward_model import load_model
 from rewards.edit_reward_pairs import collate, make_pairs, stream_pairs
-from rewards.edit_reward_training import TrainingConfig, calibrate, make_trainer, predict, train_edit_reward
+from rewards.edit_reward_trainer import make_trainer
+from rewards.edit_reward_training import TrainingConfig, calibrate, predict, train_edit_reward
 from rewards.scoring import score
 from tests.rewards.tiny_edit_base import make_base
+from tests.rewards.tiny_edits import edit, edits
 
 datasets = pytest.importorskip("datasets")
-
-
-def edit(prompt: int, sample: int, total: float) -> ScoredEdit:
-    """An edit whose brightness is its total, so that there is something to learn."""
-    noise = np.random.default_rng((prompt, sample)).integers(0, 40, (48, 48, 3))
-    image = (noise + 200 * total).astype(np.uint8)
-    scores = {"success": total, "preservation": 1.0, "total": total}
-    source = np.full((48, 48, 3), 128, np.uint8)
-    return ScoredEdit(
-        f"{prompt}#{sample}", str(prompt), "make the circle red", source, image, scores, "recolor", {"n": 1}
-    )
-
-
-def edits(num_prompts: int, num_samples: int = 4) -> list[ScoredEdit]:
-    rng = np.random.default_rng(0)
-    return [edit(p, s, float(rng.random())) for p in range(num_prompts) for s in range(num_samples)]
 
 
 @pytest.fixture(scope="module")

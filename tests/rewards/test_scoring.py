@@ -1,8 +1,10 @@
 """How rewards are called: what score accepts and refuses, batches, groups, threads, and what is not available."""
 
 import asyncio
+import os
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from rewards.base import Images, Prompt, Reward, RewardTraits, Scores, Unavailable, declare, reward_name
-from rewards.scoring import score
+from rewards.scoring import score, score_async
 
 PROMPTS = [Prompt(text) for text in ("a", "bb", "ccc", "dddd")]
 IMAGES = np.arange(4, dtype=np.uint8).repeat(2 * 2 * 3).reshape(4, 2, 2, 3) * 10
@@ -249,3 +251,117 @@ def test_an_empty_batch_has_no_rewards() -> None:
 def test_traits_that_cannot_be_are_refused(traits: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RewardTraits(**traits)
+
+
+class Queued:
+    """As scorers with a model have it: a queue, and one task that answers it, both made with the first call."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[tuple[Images, Sequence[Prompt], asyncio.Future[Any]]] | None = None
+
+    async def __call__(self, images: Images, prompts: Sequence[Prompt]) -> Any:
+        if self.queue is None:
+            self.queue = asyncio.Queue()
+            self.worker = asyncio.create_task(self._work(self.queue))
+        answer = asyncio.get_running_loop().create_future()
+        await self.queue.put((images, prompts, answer))
+        return await asyncio.wait_for(answer, 10)
+
+    async def _work(self, queue: "asyncio.Queue[Any]") -> None:
+        while True:
+            images, prompts, answer = await queue.get()
+            answer.set_result(brightness(images, prompts))
+
+
+def _in_a_notebook(reward: Reward) -> list[float]:
+    async def cell() -> Scores:
+        return score(reward, IMAGES, PROMPTS)
+
+    return asyncio.run(cell()).total.tolist()
+
+
+def _awaited(reward: Reward) -> list[float]:
+    return asyncio.run(score_async(reward, IMAGES, PROMPTS)).total.tolist()
+
+
+def _in_a_thread(reward: Reward) -> list[float]:
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(score, reward, IMAGES, PROMPTS).result().total.tolist()
+
+
+def test_what_a_reward_keeps_of_asyncio_works_in_the_next_call_wherever_it_comes_from() -> None:
+    reward = Queued()
+    for _ in range(2):
+        assert score(reward, IMAGES, PROMPTS).total.tolist() == EXPECTED
+        for call in (_in_a_notebook, _awaited, _in_a_thread):
+            assert call(reward) == EXPECTED
+
+
+def test_asynchronous_rewards_within_others_wherever_those_run() -> None:
+    inner = Queued()
+
+    async def blocking(images: Images, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
+        # A scoring that is waited for in the loop that asynchronous rewards run in: it must not need that loop.
+        return score(slow_brightness, images, prompts).total
+
+    async def awaiting(images: Images, prompts: Sequence[Prompt]) -> Scores:
+        return await score_async(inner, images, prompts)
+
+    def plain(images: Images, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
+        return score(awaiting, images, prompts).total
+
+    for outer in (blocking, awaiting, plain, declare(RewardTraits(batch_size=1, concurrency=4))(plain)):
+        assert score(outer, IMAGES, PROMPTS).total.tolist() == EXPECTED
+
+
+def test_an_asynchronous_reward_works_in_a_forked_process() -> None:
+    assert score(slow_brightness, IMAGES, PROMPTS).total.tolist() == EXPECTED
+    child = os.fork()
+    if child == 0:
+        ok = score(slow_brightness, IMAGES, PROMPTS).total.tolist() == EXPECTED
+        os._exit(0 if ok else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+class ManyGPUs(threading.local):
+    """torch.cuda as a process with several GPUs has it: the current device is a thread's own and 0 at the start."""
+
+    current = 0
+
+    def set_device(self, index: int) -> None:
+        self.current = index
+
+    def current_device(self) -> int:
+        return self.current
+
+    @staticmethod
+    def is_available() -> bool:
+        return True
+
+    is_initialized = is_available
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_reward_is_on_the_gpu_of_whoever_asks(is_async: bool, concurrency: int, monkeypatch: Any) -> None:
+    cuda = ManyGPUs()
+    monkeypatch.setattr("torch.cuda", cuda)
+    cuda.set_device(3)
+    used: list[int] = []
+
+    def look(images: Images, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
+        used.append(cuda.current_device())
+        return brightness(images, prompts)
+
+    async def look_later(images: Images, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
+        return look(images, prompts)
+
+    traits = declare(RewardTraits(batch_size=2, concurrency=concurrency))
+    reward = traits(look_later if is_async else look)
+    score(reward, IMAGES, PROMPTS)
+    _in_a_notebook(reward)
+    assert used == [3] * 4
+    # The shared thread keeps what it was told last, so it is told anew each time.
+    cuda.set_device(0)
+    score(reward, IMAGES, PROMPTS)
+    assert used[4:] == [0] * 2

@@ -1,16 +1,32 @@
 import json
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from experiments.cli import main
-from rewards.judges.check import TEMPLATES, check_readout, measure, pictures, served_model, summed
+from rewards.cache import Cached
+from rewards.compose import WeightedSum
+from rewards.judges.check import (
+    TEMPLATES,
+    check_readout,
+    judges_of,
+    measure,
+    pictures,
+    served_model,
+    summed,
+    try_out,
+)
 from rewards.judges.client import JudgeClient
 from rewards.judges.counters import Counters
+from rewards.judges.judge import VLMJudge
 from rewards.judges.settings import ClientSettings, JudgeSettings
+from rewards.judges.viescore import VIEScore
+from rewards.pixel import redness
+from rewards.questions import QuestionGraph
 from tests.rewards.judges.fake_server import FakeServer, Reply, Request, as_json, completion
 from tests.rewards.judges.fake_server import pictures as shown
 
@@ -147,6 +163,44 @@ def test_the_command_reports_readouts_load_and_counters(
     # Four images by digits, four by yes and no, twelve pairs, two times eight for load; refused ones have no answer.
     assert "cached_tokens 180" in lines[-1], lines[-1]
     assert "failures/status_400 4" in lines[-1]
+
+
+def test_the_judges_of_a_reward_are_found_within_it(tmp_path: Path) -> None:
+    with JudgeClient("http://127.0.0.1:9/v1") as client:
+        consistency, quality, questions = (
+            VLMJudge(client, "judge", name) for name in ("viescore_sc.v1", "viescore_pq.v1", "yes_no.v1")
+        )
+        both = VIEScore(consistency, quality)
+        parts = WeightedSum(
+            {"edit": both, "red": redness}, {"edit": 1.0, "red": 1.0}, {"asked": QuestionGraph(questions)}
+        )
+        assert judges_of(Cached(both, tmp_path / "cache")) == judges_of(both) == [consistency, quality]
+        assert judges_of(parts) == [consistency, quality, questions]
+        assert judges_of(redness) == []
+
+
+def test_a_judge_is_tried_with_as_many_sources_as_it_will_be_sent() -> None:
+    """A server of three pictures a request, as ``pdtr judge serve`` starts one."""
+
+    def handler(request: Request) -> Reply:
+        if len(shown(request)) > 3:
+            return as_json({"error": {"message": "At most 3 image(s) may be provided in one prompt."}}, status=400)
+        return answer(request)
+
+    with FakeServer(handler) as server, JudgeClient(server.url) as client:
+        judge, pairs = (VLMJudge(client, "judge", name) for name in ("edit_following.v1", "pairwise_edit.v1"))
+        try_out(judge)
+        try_out(judge, num_sources=2)
+        try_out(pairs)
+        for refused, count in ((judge, 3), (pairs, 2)):
+            with pytest.raises(ValueError, match=r"At most 3 image.*have 4 pictures with .*--max-images 4") as raised:
+                try_out(refused, count)
+            assert f"with {count} source images" in str(raised.value)
+    with (
+        pytest.raises(ValueError, match=r"expected judge to judge by edit_following.v1 with 2 source images, got none"),
+        JudgeClient(server.url) as client,
+    ):
+        try_out(VLMJudge(client, "judge", "edit_following.v1"), 2)
 
 
 def test_counters_of_several_clients_add_up() -> None:

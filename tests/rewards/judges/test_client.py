@@ -466,7 +466,7 @@ def test_a_path_beside_the_base(serve: Serve) -> None:
 
 
 def judge_threads() -> int:
-    return sum(thread.name == "judge-client" for thread in threading.enumerate())
+    return sum(thread.name == "client of the judge" for thread in threading.enumerate())
 
 
 def test_closing_ends_the_thread_and_refuses_more(serve: Serve) -> None:
@@ -479,7 +479,7 @@ def test_closing_ends_the_thread_and_refuses_more(serve: Serve) -> None:
     client.close()
     client.close()
     assert judge_threads() == before
-    with pytest.raises(RuntimeError, match="the client is closed"):
+    with pytest.raises(RuntimeError, match="the client of the judge is closed"):
         ask(client)
 
 
@@ -498,7 +498,7 @@ def test_a_client_from_before_a_fork_says_so_and_does_not_hang(serve: Serve, roo
         "    os._exit(0)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60)
-    assert "as after a fork; make a client in each process" in done.stdout, done.stderr
+    assert "as after a fork; make one in each process" in done.stdout, done.stderr
 
 
 def test_closing_cancels_what_runs(serve: Serve) -> None:

@@ -136,9 +136,30 @@ def test_the_candidate_is_last_so_that_a_group_shares_what_is_before(bench: Benc
     assert contents[0][2]["text"] == "\n\nInstruction: make it blue\n\nAfter: "
 
 
-def test_several_source_images_come_in_order(bench: Bench) -> None:
-    score(bench.judge("edit_following.v1"), numbered([5]), [Prompt("join", tuple(numbered([7, 8, 9])))])
+def test_several_source_images_come_in_order_the_later_ones_as_references(bench: Bench) -> None:
+    judge, sources = bench.judge("edit_following.v1"), numbered([7, 8, 9])
+    for count in (3, 1):
+        score(judge, numbered([5]), [Prompt("join", tuple(sources[:count]))])
+    several, alone = (parts(request) for request in bench.server.requests)
     assert [number(image) for image in pictures(bench.server.requests[0])] == [7, 8, 9, 5]
+    # What stands before the first one and behind the last one is what an edit of one picture has.
+    assert several[:2] == alone[:2]
+    assert several[-2:] == alone[-2:]
+    assert several[0]["text"].endswith("\n\nBefore: ")
+    assert several[2]["text"] == (
+        "\n\nThe picture above, before the edit, is picture 1. Reference pictures, which the instruction may speak of "
+        "and which are not edited themselves:\n\nPicture 2: "
+    )
+    assert several[4]["text"] == "\n\nPicture 3: "
+    assert several[6]["text"] == "\n\nInstruction: join\n\nAfter: "
+    assert len(alone) == 4
+
+
+def test_the_second_reference_shows_in_pairs_too(bench: Bench) -> None:
+    bench.server.handler = leaning([0, 0.2], bias=0)
+    score(bench.judge("pairwise_edit.v1"), numbered([0, 1]), [Prompt("edit", tuple(numbered([9, 8])))] * 2)
+    assert [number(image) for image in pictures(bench.server.requests[0])][:2] == [9, 8]
+    assert parts(bench.server.requests[0])[2]["text"].endswith("Picture 2: ")
 
 
 def test_large_images_are_scaled_down_and_small_ones_sent_as_they_are(bench: Bench) -> None:
@@ -541,6 +562,17 @@ def test_warm_up_is_one_real_request(bench: Bench, template: str) -> None:
     judged = [request for request in bench.server.requests if request.path != "/tokenize"]
     assert len(judged) == 1
     assert len(pictures(judged[0])) == (2 if "following" in template else 3)
+
+
+@pytest.mark.parametrize(
+    ("template", "count"), [("edit_following.v1", 4), ("pairwise_edit.v1", 5), ("t2i_following.v1", 1)]
+)
+def test_warm_up_sends_as_many_sources_as_it_is_told(bench: Bench, template: str, count: int) -> None:
+    judge = bench.judge(template)
+    bench.server.handler = lambda request: says({"3": 0.5, "A": 0.5})
+    asyncio.run(judge.warm_up(check_tokens=False, num_sources=3))
+    assert [len(pictures(request)) for request in bench.server.requests] == [count]
+    assert judge.template.num_pictures(3) == count
 
 
 def test_warm_up_tells_a_server_that_drops_logprobs(bench: Bench) -> None:

@@ -1,16 +1,19 @@
-"""An event loop in a thread of its own: connections outlive the loops that rewards are called from.
+"""Event loops in threads of their own: connections, locks and queues outlive the batch that they were made for.
 
-:func:`rewards.scoring.score` starts an event loop for every batch and closes it after; a connection belongs to the loop
-that opened it, so it would be made anew each time.
+Whatever of asyncio a reward keeps from one call to the next belongs to the loop that it was made in, and fails or waits
+for ever in another. :func:`rewards.scoring.score` has one loop for all asynchronous rewards, a judge's client its own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -23,16 +26,22 @@ class BackgroundLoop:
     The thread ends with :meth:`close`, when the object is collected, or with the interpreter.
 
     Args:
+        name: of whom it is, for messages and the thread.
         on_close: awaited in the thread before its loop ends. It must not hold the object, or nothing is collected.
     """
 
-    def __init__(self, on_close: Callable[[], Awaitable[None]]) -> None:
-        self._on_close = on_close
+    def __init__(self, name: str, on_close: Callable[[], Awaitable[None]] | None = None) -> None:
+        self._name, self._on_close = name, on_close
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._end: weakref.finalize[[asyncio.AbstractEventLoop, asyncio.Event, threading.Thread], Any] | None = None
         self._is_closed = False
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this is called in its thread."""
+        return threading.current_thread() is self._thread
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Start a coroutine in the thread; cancelling the future cancels it there.
@@ -43,12 +52,12 @@ class BackgroundLoop:
         with self._lock:
             if self._is_closed:
                 work.close()
-                raise RuntimeError("the client is closed; make a new one")
+                raise RuntimeError(f"the {self._name} is closed; make a new one")
             loop = self._loop or self._start()
             if self._thread is None or not self._thread.is_alive():
                 # The future would never be done.
                 work.close()
-                raise RuntimeError("the client's thread is gone, as after a fork; make a client in each process")
+                raise RuntimeError(f"the thread of the {self._name} is gone, as after a fork; make one in each process")
             return asyncio.run_coroutine_threadsafe(work, loop)
 
     def close(self) -> None:
@@ -63,7 +72,7 @@ class BackgroundLoop:
         started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
         arguments = (started, self._on_close)
         # A daemon, so that an interpreter that ends for another reason does not wait for a server.
-        thread = threading.Thread(target=_run, args=arguments, name="judge-client", daemon=True)
+        thread = threading.Thread(target=_run, args=arguments, name=self._name, daemon=True)
         thread.start()
         self._thread = thread
         self._loop, stop = started.result()
@@ -72,7 +81,7 @@ class BackgroundLoop:
 
 
 def _run(
-    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]], on_close: Callable[[], Awaitable[None]]
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]], on_close: Callable[[], Awaitable[None]] | None
 ) -> None:
     async def main() -> None:
         stop = asyncio.Event()
@@ -82,7 +91,8 @@ def _run(
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-        await on_close()
+        if on_close is not None:
+            await on_close()
 
     asyncio.run(main())
 
@@ -94,3 +104,41 @@ def _stop(loop: asyncio.AbstractEventLoop, stop: asyncio.Event, thread: threadin
     # The last reference may go in the thread itself, which cannot wait for its own end.
     if threading.current_thread() is not thread:
         thread.join(_JOIN_SECONDS)
+
+
+def same_device() -> Callable[[], None]:
+    """What a thread has to call to use the GPU that this thread uses.
+
+    CUDA's current device is a thread's own and the first one at the start: a reward that says "cuda" in another thread
+    would be on the first GPU in every process of a run.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+        return _nothing
+    return partial(torch.cuda.set_device, torch.cuda.current_device())
+
+
+def _nothing() -> None:
+    pass
+
+
+_lock = threading.Lock()
+_shared: BackgroundLoop | None = None
+
+
+def shared_loop() -> BackgroundLoop:
+    """The loop that all asynchronous rewards of this process run in."""
+    global _shared
+    with _lock:
+        if _shared is None:
+            _shared = BackgroundLoop("loop of the rewards")
+        return _shared
+
+
+def _forget() -> None:
+    # A thread does not come along to a forked process, and its lock may have been held.
+    global _lock, _shared
+    _lock, _shared = threading.Lock(), None
+
+
+os.register_at_fork(after_in_child=_forget)
