@@ -47,7 +47,7 @@ COMMANDS = {
     "recipes": ("experiments.commands:recipes", "", "list what can be trained"),
 }
 # Those that several processes do together, where a launcher has started them.
-SHARED = ("train", "pretrain", "eval")
+SHARED = ("train", "pretrain", "eval", "edit-reward")
 MISTAKE, STOPPED = 2, 130
 
 

@@ -1,12 +1,11 @@
 """``pdtr edit-reward``: make data for a learnt edit reward, train and check one.
 
-Several processes share the training: ``torchrun --nproc-per-node 8 -m experiments.edit_reward train [--flags]``.
+Several processes share the training: ``torchrun --nproc-per-node 8 -m pdtr edit-reward train [--flags]``.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -96,7 +95,3 @@ def _check(arguments: Sequence[str]) -> None:
     from experiments.edit_reward_check import check_checkpoint, format_found
 
     print(format_found(check_checkpoint(options.checkpoint, options.data, options.split, options.resamples)))
-
-
-if __name__ == "__main__":
-    edit_reward(sys.argv[1:])
