@@ -157,23 +157,24 @@ def _check_normalized(config: TrainConfig) -> None:
             'algorithm.advantage_std: expected "global", GDPO\'s, or "none" with aggregation "normalize_then_sum", got '
             '"group": divided by its deviation once more, a group that hardly differs is as loud as any other'
         )
-    for stage in _stages(config.curriculum):
+    for stage in known_stages(config.curriculum) or ():
         check_weights([stage.weights(i) for i in range(stage.num_iterations)], f"stage {stage.name!r}: ")
 
 
 def weighed_components(curriculum: Curriculum) -> dict[str, float]:
     """The largest weight, by its size, that a curriculum's stages give each component; nothing of other curricula."""
     found: dict[str, float] = {}
-    for stage in _stages(curriculum):
+    for stage in known_stages(curriculum) or ():
         for weights in map(stage.weights, range(stage.num_iterations)):
             found |= {name: max(found.get(name, 0.0), weight, key=abs) for name, weight in weights.items()}
     return {name: weight for name, weight in found.items() if weight and name != "total"}
 
 
-def _stages(curriculum: Curriculum) -> tuple[Stage, ...]:
+def known_stages(curriculum: Curriculum) -> tuple[Stage, ...] | None:
+    """A curriculum's stages, an adaptive one's within; None of one that is not made of stages."""
     while isinstance(curriculum, Adaptive):
         curriculum = curriculum.inner
-    return tuple(curriculum.as_stages()) if isinstance(curriculum, StageCurriculum) else ()
+    return curriculum.as_stages() if isinstance(curriculum, StageCurriculum) else None
 
 
 def _check_parts(config: TrainConfig) -> None:

@@ -30,10 +30,9 @@ from agents.samplers import derive_seed
 from agents.sharing import gather_rollouts, shares
 from agents.types import Rollout
 from pdtr import checkpoint
-from pdtr.adaptive import Adaptive
 from pdtr.aggregation import summed, weighted
-from pdtr.config import TrainConfig, weighed_components
-from pdtr.curriculum import Plan, StageCurriculum, TaskBatch
+from pdtr.config import TrainConfig, known_stages, weighed_components
+from pdtr.curriculum import Plan, TaskBatch
 from pdtr.evaluate import Evaluation, evaluation_draw, evaluation_of
 from pdtr.metrics import evaluation_row, rollout_metrics, statistics_metrics
 from pdtr.missing import MissingWatch, commonest_reason, masked
@@ -302,12 +301,8 @@ def make_weights(config: TrainConfig, policy: FlowPolicy, is_sharded: bool = Fal
 
 def needs_reference(config: TrainConfig) -> bool:
     """Whether the algorithm compares with the reference in any stage; of unknown curricula it is not known, so yes."""
-    curriculum = config.curriculum
-    while isinstance(curriculum, Adaptive):
-        curriculum = curriculum.inner
-    if not isinstance(curriculum, StageCurriculum):
-        return True
-    return any(changed(config.algorithm, stage.algorithm).needs_reference for stage in curriculum.as_stages())
+    stages = known_stages(config.curriculum)
+    return stages is None or any(changed(config.algorithm, stage.algorithm).needs_reference for stage in stages)
 
 
 def make_optimizer(config: TrainConfig, weights: PolicyWeights) -> torch.optim.Optimizer:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -177,6 +177,17 @@ def checkpoint_tensors(folder: Path, iteration: int = ITERATIONS) -> dict[str, T
     return load_state(folder / "checkpoints" / checkpoint_name(iteration)).tensors
 
 
+def _before(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """Current weights as they were when the last stage began, which is what the reference is.
+
+    Without a KL none is kept: of adapters their second halves, which begin at 0, are known to have moved, and no more.
+    """
+    reference = tensors.get(name.replace(".current.", ".reference.", 1))
+    if reference is not None:
+        return reference
+    return tensors[name] * 0 if ".lora_B." in name else tensors[name]
+
+
 def difference(folder: Path, other: Path, iteration: int = ITERATIONS) -> Difference:
     """Compare the checkpoints of two runs of one configuration, by default the last ones."""
     import torch
@@ -185,8 +196,7 @@ def difference(folder: Path, other: Path, iteration: int = ITERATIONS) -> Differ
     if a.keys() != b.keys():
         raise ValueError(f"{other}: expected the tensors of {folder}, got others: {sorted(a.keys() ^ b.keys())[:3]}")
     names = [name for name in a if name.startswith("weights.current.")]
-    # Kept at the last stage's start: what was trained since then.
-    before = {name: a[name.replace(".current.", ".reference.", 1)] for name in names}
+    before = {name: _before(a, name) for name in names}
     moments = [name for name in a if name.startswith("optimizer.") and a[name].numel() > 1]
 
     def norm(tensors: Sequence[Tensor]) -> float:

@@ -114,7 +114,10 @@ def test_a_window_is_of_one_size_and_of_whole_batches(policy: Path) -> None:
     [
         (["eval", "--compare", "a", "b"], "compare: expected one process, for nothing is drawn"),
         (["eval", "geneval", "--data", "{data}", "--detector", "scenes", "--images", "a"], "images: expected one"),
-        (["sample", "a circle"], "sample: expected one process, got 2; processes share train, pretrain, eval, edit-reward alone"),
+        (
+            ["sample", "a circle"],
+            "sample: expected one process, got 2; processes share train, pretrain, eval, edit-rew",
+        ),
         (["export", "run"], "export: expected one process, got 2"),
     ],
 )
