@@ -17,7 +17,7 @@ import numpy as np
 from experiments.benchmarks.entry import run_benchmark, split_flags
 from experiments.benchmarks.finals import Study, read_study
 from experiments.benchmarks.machine import describe_machine
-from experiments.benchmarks.seeds import RunSpec, run_specs, run_unfinished
+from experiments.benchmarks.seeds import run_specs, run_unfinished
 from experiments.benchmarks.tables import RESULTS, points, quantity, text_table, write_csv
 from experiments.flags import Usage, parse
 from pdtr.panel import hacking_alarm
@@ -96,14 +96,16 @@ def benchmark(arguments: Sequence[str]) -> int:
     specs = run_specs([RECIPE], options.seeds, options.runs, (*options.flags, *flags))
     failed = run_unfinished(specs, 1)
     study = read_study(specs, options.results / FINALS)
-    found = [moment for spec in specs for moment in moments(spec, study.records[RECIPE, spec.seed])]
-    write_csv(options.results / TABLE, found)
-    write_csv(options.results / FINALS, study.finals)
+    found = [moment for (_, seed), run in study.records.items() for moment in moments(seed, run)]
+    # Without a finished run the finals are those of the CSV, and nothing is new.
+    if found:
+        write_csv(options.results / TABLE, found)
+        write_csv(options.results / FINALS, study.finals)
     print(f"Machine: {describe_machine()}\n\n{format_moments(found)}\n\n{format_finals(study)}")
     return 1 if failed else 0
 
 
-def moments(spec: RunSpec, run: RunRecord) -> Iterator[Moment]:
+def moments(seed: int, run: RunRecord) -> Iterator[Moment]:
     """The evaluations of a run on the tuning prompts, in order."""
     rows = {(row["task"], row["iteration"]): row for row in run.evaluations if row["set"] == "tune"}
     history = run.rivals("edit")[""]
@@ -111,7 +113,7 @@ def moments(spec: RunSpec, run: RunRecord) -> Iterator[Moment]:
         iteration = int(entry["iteration"])
         edit, t2i = rows["edit", iteration], rows["t2i", iteration]
         yield Moment(
-            seed=spec.seed,
+            seed=seed,
             iteration=iteration,
             judge=float(np.nanmean(entry["trained"])),
             truth=float(np.nanmean(entry["reward"])),

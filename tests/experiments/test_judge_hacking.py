@@ -69,6 +69,17 @@ def test_every_evaluation_is_a_row_and_says_whether_the_alarm_went_off(
     assert "-20.0" in said
 
 
+def test_runs_that_failed_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A judge that does not answer ends a run before it begins."""
+    make_run(tmp_path / "runs" / judge_hacking.RECIPE / "seed-0", 0)
+    nobody = ["--", "--rewards.url", "http://127.0.0.1:9/v1"]
+    flags = ["--seeds", "0", "1", "--runs", str(tmp_path / "runs"), "--results", str(tmp_path)]
+    assert run_benchmark(judge_hacking.benchmark, [*flags, *nobody]) == 1
+    rows = read_csv(tmp_path / judge_hacking.TABLE, judge_hacking.Moment)
+    assert {row.seed for row in rows} == {0}
+    assert "1 of 1" in capsys.readouterr().out
+
+
 def test_the_runs_flags_are_those_of_train() -> None:
     assert judge_hacking.Options(num_iterations=7).flags[-4:] == (
         "--curriculum.stages.0.num-iterations",
