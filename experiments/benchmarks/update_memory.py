@@ -11,7 +11,7 @@ import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,7 +44,33 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Options:
-    """Count what one update pass of every published recipe holds; there is nothing to choose."""
+    """Count what one update pass of published recipes holds.
+
+    Attributes:
+        recipes: which.
+        chunk_size: images at once; each recipe's own where it is 0.
+        gradient_checkpointing: recompute activations where the recipe does not.
+    """
+
+    recipes: tuple[str, ...] = tuple(RECIPES)
+    chunk_size: int = 0
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.recipes) - set(RECIPES))
+        if unknown or self.chunk_size < 0:
+            raise ValueError(
+                f"recipes, chunk_size: expected some of {', '.join(RECIPES)} and 0 or more, got "
+                f"{', '.join(unknown or self.recipes)} and {self.chunk_size}"
+            )
+
+    def config(self, recipe: str) -> TrainConfig:
+        """A recipe's configuration as it is counted."""
+        config = find_recipe(recipe)()
+        assert config.backbone is not None
+        if self.gradient_checkpointing:
+            config = replace(config, backbone=replace(config.backbone, gradient_checkpointing=True))
+        return replace(config, chunk_size=self.chunk_size or config.chunk_size)
 
 
 @dataclass(frozen=True)
@@ -194,9 +220,11 @@ def table(rows: Sequence[tuple[str, str, Update]]) -> str:
 
 
 def benchmark(arguments: Sequence[str]) -> int:
-    """Count every published recipe, print the table."""
-    parse(Options(), Usage(USAGE), arguments)
-    rows = [(name, task, count_update(find_recipe(name)(), task)) for name, tasks in RECIPES.items() for task in tasks]
+    """Count the recipes, print the table."""
+    options = parse(Options(), Usage(USAGE), arguments)
+    rows = [
+        (name, task, count_update(options.config(name), task)) for name in options.recipes for task in RECIPES[name]
+    ]
     print(table(rows))
     return 0
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from experiments.benchmarks import update_memory
+from experiments.benchmarks.entry import run_benchmark
 from experiments.benchmarks.memory_networks import Network, network_of
 from experiments.benchmarks.update_memory import GIB, RECIPES, Update, _count, count_update, table
 from experiments.recipes import find_recipe, recipes
@@ -91,3 +93,11 @@ def test_another_model_is_refused_with_those_that_are_known() -> None:
         ValueError, match=r"expected adapters on one of stabilityai/.*, got Skywork/.* with full training"
     ):
         network_of(config, "edit")
+
+
+def test_another_chunk_is_counted_and_a_wrong_name_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--recipes", "unipic2_metaquery_pdtr", "--chunk-size", "1", "--gradient-checkpointing"]
+    assert run_benchmark(update_memory.benchmark, flags) == 0
+    assert "| `unipic2_metaquery_pdtr` | edit | 2 |" in capsys.readouterr().out
+    assert run_benchmark(update_memory.benchmark, ["--recipes", "unipic3"]) == 2
+    assert "expected some of unipic2_pdtr" in capsys.readouterr().err
